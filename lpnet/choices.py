@@ -1,0 +1,267 @@
+"""The sections of the configuration whose keys depend on a choice: solver (kind), optimizer (name), schedule (name).
+
+Keys belong to a choice: ``cycles`` to ``kind: mgrit``, ``betas`` to ``name: adam``. They are null where nobody gave them,
+which means the default of the choice (`resolved` writes it out), and they are an error with another choice.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from lpnet.errors import InputError
+from lpnet.options import MGRIT, Serial, SolverOptions
+
+# Those that act on each number by itself, so that a slab of layers can be updated without the others.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rprop": torch.optim.Rprop,
+    "asgd": torch.optim.ASGD,
+}
+
+SCHEDULES: dict[str, dict[str, float]] = {
+    "constant": {},
+    "linear": {"final": 0.0},
+    "cosine": {"final": 0.0},
+    "polynomial": {"power": 1.0},
+    "exponential": {"gamma": 0.99},
+    "step": {"step_size": 100, "gamma": 0.1},
+    "onecycle": {"pct_start": 0.3},
+}
+"""Name of a schedule -> the options that belong to it, with their defaults."""
+
+SOLVERS: dict[str, type[MGRIT] | type[Serial]] = {"mgrit": MGRIT, "serial": Serial}
+
+
+def require(ok: bool, key: str, given: object, allowed: str) -> None:
+    """Raise `InputError` in the form that all keys share, unless `ok`."""
+    if not ok:
+        raise InputError(f"{key}: {given!r} given, {allowed} allowed")
+
+
+def whole(key: str, given: object, least: int) -> None:
+    """Require a whole number of at least `least`; None passes."""
+    ok = isinstance(given, int) and not isinstance(given, bool) and given >= least
+    require(ok or given is None, key, given, f"a whole number of at least {least}")
+
+
+def number(key: str, given: object, low: float = 0.0, high: float = math.inf) -> None:
+    """Require a finite number in [low, high]; None passes."""
+    ok = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given) and low <= given <= high
+    allowed = f"a finite number of at least {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+    require(ok or given is None, key, given, allowed)
+
+
+def positive(key: str, given: object) -> None:
+    """Require a finite number above 0; None passes."""
+    ok = isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < math.inf
+    require(ok or given is None, key, given, "a finite number above 0")
+
+
+def one_of(key: str, given: object, allowed: Iterable[str], why: str = "") -> None:
+    """Require one of some names."""
+    names = tuple(allowed)
+    require(given in names, key, given, f"one of {', '.join(names)}{why}")
+
+
+def owned(section: str, choice: str, values: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
+    """Require that keys which do not belong to the choice are null."""
+    for key, value in values.items():
+        if value is not None and key not in accepted:
+            own = f"only {', '.join(accepted)}" if accepted else "none of its own"
+            raise InputError(f"{section}.{key}: {value!r} given with {choice}, which has no such option, {own} allowed")
+
+
+def defaults_of(kind: type, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the names that are parameters of this class, with their defaults."""
+    parameters = inspect.signature(kind).parameters
+    return {name: parameters[name].default for name in names if name in parameters}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How one direction is solved: the options of `lpnet.MGRIT` or of `lpnet.Serial`; null: the default of the kind.
+
+    Args:
+        kind: mgrit (iterative, parallel over the layers) or serial (exact, a pipeline through the ranks).
+        coarsening: mgrit: factor m between a level and the next coarser one; one, or one for each coarsening. Default 16.
+        levels: mgrit: number of levels, at most. Default 2.
+        cycles: mgrit: multigrid cycles per solve; 0 is allowed with the initial guess coarse. Default 1.
+        relaxation: mgrit: F, or FCF (one more sweep a cycle). Default F.
+        coarse: mgrit: coarse propagator, matched (third order in H) or rediscretized (second). Default matched.
+        samples: mgrit: parts of an interval with weights of their own in the coarse step. Default 1.
+        passes: mgrit: Picard passes of the coarse step. Default 2 for one sample, else 3.
+        coarse_weights: mgrit: the mean of the weights of a part, or inject those of its first layer. Default mean.
+        initial: mgrit: first guess: coarse (one coarse solve), warm (the last solution), constant. Default coarse.
+        cycle_shape: mgrit: V or F. Default V.
+        tol: mgrit: stop at this relative residual. Default: always do all cycles.
+        micro_batches: serial: number of parts of the batch in the pipeline. Default 1.
+    """
+
+    kind: Literal["mgrit", "serial"] = "mgrit"
+    coarsening: int | tuple[int, ...] | None = None
+    levels: int | None = None
+    cycles: int | None = None
+    relaxation: Literal["F", "FCF"] | None = None
+    coarse: Literal["matched", "rediscretized"] | None = None
+    samples: int | None = None
+    passes: int | None = None
+    coarse_weights: Literal["mean", "inject"] | None = None
+    initial: Literal["coarse", "warm", "constant"] | None = None
+    cycle_shape: Literal["V", "F"] | None = None
+    tol: float | None = None
+    micro_batches: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not null, without the kind."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "kind" and v is not None}
+
+    def options(self, key: str = "solver") -> SolverOptions:
+        """The solver's options object; `key` is how errors name this section."""
+        one_of(f"{key}.kind", self.kind, SOLVERS)
+        owned(key, f"kind {self.kind}", self.given(), solver_options(self.kind))
+        try:
+            return SOLVERS[self.kind](**self.given())
+        except InputError as error:
+            raise InputError(f"{key}.{error}") from None
+
+    def resolved(self) -> "Solver":
+        """With the numbers of the kind written out."""
+        return Solver(kind=self.kind, **dataclasses.asdict(self.options()))
+
+
+def solver_options(kind: str) -> dict[str, Any]:
+    """Options that belong to this kind of solver, with their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(SOLVERS[kind])}
+
+
+@dataclass(frozen=True)
+class Solvers:
+    """The solvers of the two directions.
+
+    Args:
+        forward: of the states.
+        adjoint: of the gradient.
+    """
+
+    forward: Solver = field(default_factory=Solver)
+    adjoint: Solver = field(default_factory=Solver)
+
+    def __post_init__(self) -> None:
+        self.forward.options("solver.forward")
+        self.adjoint.options("solver.adjoint")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer of torch; null: torch's default.
+
+    Args:
+        name: adam, adamw, sgd, rmsprop, adamax, nadam, radam, adagrad, adadelta, rprop, asgd.
+        lr: learning rate.
+        weight_decay: weight decay.
+        clip: largest norm of the whole gradient, beyond which it is scaled down; null: never.
+        momentum: of sgd and rmsprop.
+        nesterov: of sgd.
+        betas: of adam and its kin.
+        eps: of adam and its kin, rmsprop, adagrad, adadelta.
+        alpha: of rmsprop and asgd.
+        rho: of adadelta.
+    """
+
+    name: str = "adam"
+    lr: float = 1e-2
+    weight_decay: float | None = None
+    clip: float | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    alpha: float | None = None
+    rho: float | None = None
+
+    def __post_init__(self) -> None:
+        why = " (those that act on each number by itself, so that every rank can update its own layers)"
+        one_of("optimizer.name", self.name, OPTIMIZERS, why)
+        positive("optimizer.lr", self.lr)
+        positive("optimizer.clip", self.clip)
+        for key in ("weight_decay", "eps", "alpha"):
+            number(f"optimizer.{key}", getattr(self, key), 0.0)
+        for key, value in {"momentum": self.momentum, "rho": self.rho}.items():
+            number(f"optimizer.{key}", value, 0.0, 1.0)
+        if self.betas is not None:
+            ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
+            require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
+        require(not self.nesterov or bool(self.momentum), "optimizer.nesterov", self.nesterov, "only with momentum above 0")
+        owned("optimizer", self.name, self.given(), optimizer_options(self.name))
+
+    def given(self) -> dict[str, Any]:
+        """The options that go to torch and are not null."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("name", "clip")}
+        return {k: v for k, v in values.items() if v is not None}
+
+    def resolved(self) -> "Optimizer":
+        """With torch's defaults written out."""
+        return dataclasses.replace(self, **{**optimizer_options(self.name), **self.given()})
+
+
+def optimizer_options(name: str) -> dict[str, Any]:
+    """Options that belong to this optimizer, with torch's defaults."""
+    names = tuple(f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "clip"))
+    return defaults_of(OPTIMIZERS[name], names)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the steps, by torch.optim.lr_scheduler; null: the default of the schedule.
+
+    Args:
+        name: constant, linear, cosine, polynomial, exponential, step, onecycle.
+        warmup: steps over which the learning rate first grows linearly to its value (onecycle brings its own).
+        final: linear, cosine: last learning rate as a fraction of the first. Default 0.
+        power: polynomial: exponent. Default 1.
+        gamma: exponential: factor of each step, default 0.99; step: factor every step_size steps, default 0.1.
+        step_size: step: steps between two reductions. Default 100.
+        pct_start: onecycle: fraction of the steps over which the learning rate grows. Default 0.3.
+    """
+
+    name: str = "constant"
+    warmup: int = 0
+    final: float | None = None
+    power: float | None = None
+    gamma: float | None = None
+    step_size: int | None = None
+    pct_start: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("schedule.name", self.name, SCHEDULES)
+        require(self.warmup is not None, "schedule.warmup", self.warmup, "a whole number of at least 0")
+        whole("schedule.warmup", self.warmup, 0)
+        require(self.warmup == 0 or self.name != "onecycle", "schedule.warmup", self.warmup, "0 for onecycle")
+        number("schedule.final", self.final, 0.0, 1.0)
+        number("schedule.pct_start", self.pct_start, 0.0, 1.0)
+        positive("schedule.power", self.power)
+        positive("schedule.gamma", self.gamma)
+        whole("schedule.step_size", self.step_size, 1)
+        owned("schedule", self.name, self.given(), SCHEDULES[self.name])
+
+    def given(self) -> dict[str, Any]:
+        """The options that belong to a name and are not null."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in ("name", "warmup") and v is not None}
+
+    def resolved(self) -> "Schedule":
+        """With the defaults of the schedule written out."""
+        return dataclasses.replace(self, **{**SCHEDULES[self.name], **self.given()})

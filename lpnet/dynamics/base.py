@@ -1,0 +1,59 @@
+"""What lpnet needs to know of one layer's dynamics, an `nn.Module` f(y, θ) without explicit time.
+
+Any user module with ``forward(y) -> dy/dt`` (or ``kick(y)`` and ``drift(z)`` for partitioned dynamics) is one. The
+built-in ones also say how they are written as ± C σ(A (y, 1)), which gives them the hand-written fast path.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lpnet.activations import ACTIVATIONS
+from lpnet.errors import InputError
+from lpnet.fields import DenseWeights
+
+
+class Dynamics(nn.Module):
+    """Base of the built-in dynamics: one layer with weights K, b, … on states (batch, width).
+
+    Args:
+        width: number of features of y.
+        activation: "tanh", "relu", "smooth_relu" or "gelu".
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("f",)
+
+    def __init__(self, width: int, activation: str = "tanh") -> None:
+        super().__init__()
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise InputError(f"width: {width!r} given, a whole number of at least 1 allowed")
+        if activation not in ACTIVATIONS:
+            raise InputError(f"activation: {activation!r} given, one of {', '.join(ACTIVATIONS)} allowed")
+        self.width, self.activation = width, activation
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """σ(u)."""
+        return ACTIVATIONS[self.activation].plain(u)
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Initial weights of one layer in float64: matrices of variance 1/columns, biases 0."""
+        found = {}
+        for name, parameter in self.named_parameters():
+            shape = parameter.shape
+            normal = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
+            found[name] = normal if len(shape) > 1 else torch.zeros(shape, dtype=torch.float64)
+        return found
+
+    def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
+        """Each term as ± C σ(A (y, 1)), from stacked weights, differentiable."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, activation={self.activation!r}"
+
+
+def affine(K: Tensor, b: Tensor) -> Tensor:
+    """A = (K, b) of stacked K (n, hidden, width) and b (n, hidden)."""
+    return torch.cat([K, b[:, :, None]], dim=2)

@@ -1,0 +1,61 @@
+"""Dynamics with fully connected layers: σ(Ky + b), K₂σ(K₁y + b) and σ((K − Kᵀ − γI)y + b)."""
+
+import torch
+from torch import Tensor, nn
+
+from lpnet.dynamics.base import Dynamics, affine
+from lpnet.fields import DenseWeights
+
+
+class Dense(Dynamics):
+    """f(y) = σ(Ky + b); K (width, width), b (width)."""
+
+    def __init__(self, width: int, activation: str = "tanh") -> None:
+        super().__init__(width, activation)
+        self.K = nn.Parameter(torch.zeros(width, width))
+        self.b = nn.Parameter(torch.zeros(width))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.sigma(y @ self.K.T + self.b)
+
+    def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
+        return {"f": DenseWeights(affine(theta["K"], theta["b"]))}
+
+
+class TwoLayer(Dynamics):
+    """f(y) = K₂ σ(K₁y + b); K₁ (hidden, width), b (hidden), K₂ (width, hidden); hidden is width unless given."""
+
+    def __init__(self, width: int, activation: str = "tanh", hidden: int | None = None) -> None:
+        super().__init__(width, activation)
+        hidden = width if hidden is None else hidden
+        self.K1 = nn.Parameter(torch.zeros(hidden, width))
+        self.b = nn.Parameter(torch.zeros(hidden))
+        self.K2 = nn.Parameter(torch.zeros(width, hidden))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.sigma(y @ self.K1.T + self.b) @ self.K2.T
+
+    def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
+        return {"f": DenseWeights(affine(theta["K1"], theta["b"]), theta["K2"])}
+
+
+class Antisymmetric(Dynamics):
+    """f(y) = σ((K − Kᵀ − γI)y + b): eigenvalues of the Jacobian on the imaginary axis, shifted left by γ.
+
+    Source: Haber, Ruthotto, Stable architectures for deep neural networks (2017).
+    """
+
+    def __init__(self, width: int, activation: str = "tanh", gamma: float = 0.0) -> None:
+        super().__init__(width, activation)
+        self.gamma = gamma
+        self.K = nn.Parameter(torch.zeros(width, width))
+        self.b = nn.Parameter(torch.zeros(width))
+
+    def _matrix(self, K: Tensor) -> Tensor:
+        return K - K.transpose(-1, -2) - self.gamma * torch.eye(self.width, dtype=K.dtype, device=K.device)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.sigma(y @ self._matrix(self.K).T + self.b)
+
+    def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
+        return {"f": DenseWeights(affine(self._matrix(theta["K"]), theta["b"]))}

@@ -1,0 +1,318 @@
+"""Forward and adjoint solves of the whole trunk on one rank's slab, by MGRIT or by the exact chain.
+
+Forward: the input is lifted to x_0 on the rank of layer 0, propagated, and x_N is broadcast. Adjoint: the cotangent of
+x_N, known everywhere, is propagated backwards from the rank of layer N − 1, and that of the input is broadcast.
+Broadcasts carry (batch, *features) once each; everything else stays on its slab.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpnet import hierarchy
+from lpnet.coarsen import Span, Weights, parts, restrict
+from lpnet.fields import Field
+from lpnet.mgrit import Info, Solver
+from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.propagator import CoarseSteps, Layers, Tape
+from lpnet.slab import Comm, Slab
+from lpnet.steppers import Stepper
+
+MakeFields = Callable[[Weights], dict[str, Field]]
+
+
+@dataclass
+class Solution:
+    """What a forward solve leaves for the adjoint: one tape for each micro-batch, and the state before the lift."""
+
+    tapes: list[Tape]
+    x: Tensor
+    info: Info
+
+
+@dataclass
+class Prepared:
+    """One version of the weights: the layers ready to run, and coarse steps as they are asked for."""
+
+    theta: Weights
+    layers: Layers
+    fields: MakeFields
+    coarse: dict[Any, CoarseSteps | None] = field(default_factory=dict)
+
+
+class _ForwardFine:
+    def __init__(self, layers: Layers, tape: Tape) -> None:
+        self.layers, self.tape = layers, tape
+
+    def sweep(self, last: bool) -> None:
+        self.tape.clear()
+
+    def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
+        return self.layers.run(i0, i1, u, self.tape)
+
+
+class _AdjointFine:
+    def __init__(self, layers: Layers, tape: Tape, total: int, gradients: bool) -> None:
+        self.layers, self.tape, self.total, self.gradients = layers, tape, total, gradients
+        self.last = False
+
+    def sweep(self, last: bool) -> None:
+        self.last = last and self.gradients
+        if self.last:
+            self.layers.reset_grads()
+
+    def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
+        return self.layers.pull(self.total - i1, self.total - i0, u, self.tape, self.last)
+
+
+class Direction:
+    """Order of ranks and slab starts as the forward or the adjoint solve sees them."""
+
+    def __init__(self, slab: Slab, adjoint: bool) -> None:
+        self.slab, self.adjoint = slab, adjoint
+        size, n = slab.comm.size, slab.layers
+        self.order = list(reversed(range(size))) if adjoint else list(range(size))
+        self.starts = [n - s for s in reversed(slab.starts)] if adjoint else list(slab.starts)
+        busy = [r for r in self.order if slab.counts[r]]
+        self.first, self.last = busy[0], busy[-1]
+        place = busy.index(slab.comm.rank) if slab.comm.rank in busy else None
+        self.previous = busy[place - 1] if place else None
+        self.next = busy[place + 1] if place is not None and place + 1 < len(busy) else None
+
+    def levels(self, options: MGRIT) -> list[tuple[int, ...]]:
+        """Bounds of the levels in this direction."""
+        found = hierarchy.bounds(self.slab.layers, options)
+        return hierarchy.mirrored(found) if self.adjoint else found
+
+    def spans(self, bound: tuple[int, ...]) -> list[Span]:
+        """Spans of the steps of one level in the layer index, first layer first."""
+        n = self.slab.layers
+        spans = list(pairwise(bound))
+        return [(n - b, n - a) for a, b in reversed(spans)] if self.adjoint else spans
+
+    def owners(self, spans: Sequence[Span]) -> list[int]:
+        """Rank of each step: that of the layer which this direction meets first."""
+        return [self.slab.owner(b - 1 if self.adjoint else a) for a, b in spans]
+
+
+class Engine:
+    """Solves for one trunk: N layers with step h = T/N on a slab."""
+
+    def __init__(self, stepper: Stepper, h: float, slab: Slab) -> None:
+        self.stepper, self.h, self.slab = stepper, h, slab
+        self.comm: Comm = slab.comm
+        self.ahead, self.back = Direction(slab, False), Direction(slab, True)
+
+    def prepare(self, theta: Weights, fields: MakeFields) -> Prepared:
+        """Layers of these local weights, name -> (n, ...)."""
+        layers = Layers(self.stepper, fields(theta), self.h, self.slab.lo, self.slab.hi - self.slab.lo)
+        return Prepared(theta, layers, fields)
+
+    # ---- forward -------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, prepared: Prepared, x: Tensor, options: SolverOptions, keep: bool, guess: list[Tensor] | None = None
+    ) -> tuple[Tensor, Solution, list[Tensor]]:
+        """Propagate x = (y_0, 0, …), packed, known on every rank.
+
+        Returns:
+            y_N (packed, without memory) on every rank, what the adjoint needs, the C-point values (for warm starts).
+        """
+        levels = self.ahead.levels(options) if isinstance(options, MGRIT) else []
+        if len(levels) < 2:
+            micro_batches = options.micro_batches if isinstance(options, Serial) else 1
+            end, solution = self._chain(prepared, x, micro_batches, keep)
+            c: list[Tensor] = []
+        else:
+            assert isinstance(options, MGRIT)
+            end, solution, c = self._mgrit(prepared, x, options, keep, guess, levels)
+        y = end[0] if end is not None else torch.empty_like(x[0])
+        return self.comm.bcast_(y.contiguous(), self.ahead.last), solution, c
+
+    def _chain(self, prepared: Prepared, x: Tensor, micro_batches: int, keep: bool) -> tuple[Tensor | None, Solution]:
+        layers, ahead = prepared.layers, self.ahead
+        info = Info("serial", [0.0])
+        solution = Solution([], x, info)
+        ends: list[Tensor] = []
+        for q, part in enumerate(layers.split(x, micro_batches)):
+            layers.micro_batch(q)
+            tape = layers.tape(part if keep else None)
+            solution.tapes.append(tape)
+            if not layers.n:
+                continue
+            u = layers.lift(part) if ahead.previous is None else self.comm.recv(part, ahead.previous)
+            u = layers.run(self.slab.lo, self.slab.hi, u, tape)
+            info.evaluations += layers.n
+            if ahead.next is not None:
+                self.comm.send(u, ahead.next)
+            else:
+                ends.append(u)
+        return (layers.join(ends) if ends else None), solution
+
+    def _mgrit(
+        self,
+        prepared: Prepared,
+        x: Tensor,
+        options: MGRIT,
+        keep: bool,
+        guess: list[Tensor] | None,
+        bounds: list[tuple[int, ...]],
+    ) -> tuple[Tensor | None, Solution, list[Tensor]]:
+        layers, ahead = prepared.layers, self.ahead
+        layers.micro_batch(0)
+        levels = hierarchy.build(bounds, ahead.starts, ahead.order, self.comm.rank)
+        x0 = layers.lift(x) if self.comm.rank == ahead.first else x
+        if options.initial == "constant":
+            x0 = self.comm.bcast_(x0.contiguous(), ahead.first)
+            guess = [x0] * (levels[0].coarse_hi - levels[0].coarse_lo)
+        tape = layers.tape(x if keep else None)
+        coarse = [self._coarse(prepared, ahead, bound, options) for bound in bounds[1:]]
+        steps = [c.step if c else _nothing for c in coarse]
+        solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm)
+        end = solver.solve(x0, guess, self._total(ahead, bounds))
+        return end, Solution([tape], x, solver.info), solver.c
+
+    def _coarse(
+        self, prepared: Prepared, direction: Direction, bound: tuple[int, ...], options: MGRIT
+    ) -> CoarseSteps | None:
+        """Coarse steps of this rank on one level, shared by all solves that need the same; None where it has none."""
+        spans = direction.spans(bound)
+        owners = direction.owners(spans)
+        key = (tuple(spans), tuple(owners), options.samples, options.passes, options.coarse, options.coarse_weights)
+        if key not in prepared.coarse:
+            theta = restrict(prepared.theta, spans, owners, self.slab, options)
+            mine = [k for k, owner in enumerate(owners) if owner == self.comm.rank]
+            cuts = [parts(spans[k], options.samples) for k in mine]
+            programs = [self.stepper.coarse(tuple(b - a for a, b in cut), self.h, options) for cut in cuts]
+            prepared.coarse[key] = (
+                CoarseSteps(self.stepper.memory, prepared.fields(theta), programs, mine[0]) if mine else None
+            )
+        return prepared.coarse[key]
+
+    def _total(
+        self, direction: Direction, bounds: list[tuple[int, ...]]
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Sum of rows over all C-points in the order of the direction, the same for every number of ranks."""
+        at_place = hierarchy.counts(bounds[1], direction.starts)
+        at_rank = [0] * self.comm.size
+        for place, rank in enumerate(direction.order):
+            at_rank[rank] = at_place[place]
+
+        def total(rows: np.ndarray) -> np.ndarray:
+            gathered = np.split(self.comm.allgather(rows, at_rank), np.cumsum(at_rank)[:-1])
+            return np.asarray(np.concatenate([gathered[rank] for rank in direction.order]).sum(axis=0))
+
+        return total
+
+    # ---- adjoint -------------------------------------------------------------------------------------------------
+
+    def adjoint(
+        self,
+        prepared: Prepared,
+        solution: Solution,
+        z: Tensor,
+        options: SolverOptions,
+        gradients: bool = True,
+        guess: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Info, list[Tensor]]:
+        """Pull z = (∂loss/∂y_N, 0, …), packed, known on every rank, back through all layers.
+
+        The gradients of the local weights are left in the fields of `prepared.layers`.
+
+        Returns:
+            The cotangent of y_0 (packed, without memory) on every rank, what the solve did, the C-point values.
+        """
+        layers = prepared.layers
+        if gradients:
+            layers.reset_grads()
+        levels = self.back.levels(options) if isinstance(options, MGRIT) else []
+        c: list[Tensor] = []
+        if len(levels) < 2:
+            micro_batches = options.micro_batches if isinstance(options, Serial) else 1
+            bar, info = self._chain_back(prepared, solution, z, micro_batches, gradients)
+        else:
+            assert isinstance(options, MGRIT)
+            bar, info, c = self._mgrit_back(prepared, solution, z, options, gradients, guess, levels)
+        out = bar[0] if bar is not None else torch.empty_like(z[0])
+        return self.comm.bcast_(out.contiguous(), self.back.last), info, c
+
+    def _chain_back(
+        self, prepared: Prepared, solution: Solution, z: Tensor, micro_batches: int, gradients: bool
+    ) -> tuple[Tensor | None, Info]:
+        layers, back = prepared.layers, self.back
+        info = Info("serial", [0.0])
+        bars: list[Tensor] = []
+        xs = layers.split(solution.x, micro_batches)
+        tapes = layers.retape(solution.tapes, len(xs), solution.x)
+        for q, (part, x, tape) in enumerate(zip(layers.split(z, micro_batches), xs, tapes, strict=True)):
+            layers.micro_batch(q)
+            if not layers.n:
+                continue
+            u = part if back.previous is None else self.comm.recv(part, back.previous)
+            u = layers.pull(self.slab.lo, self.slab.hi, u, tape, gradients)
+            info.evaluations += layers.n
+            if back.next is not None:
+                self.comm.send(u, back.next)
+            else:
+                bars.append(layers.pull_lift(x, u, gradients))
+        return (layers.join(bars) if bars else None), info
+
+    def _mgrit_back(
+        self,
+        prepared: Prepared,
+        solution: Solution,
+        z: Tensor,
+        options: MGRIT,
+        gradients: bool,
+        guess: list[Tensor] | None,
+        bounds: list[tuple[int, ...]],
+    ) -> tuple[Tensor | None, Info, list[Tensor]]:
+        layers, back = prepared.layers, self.back
+        (tape,) = layers.retape(solution.tapes, 1, solution.x)
+        layers.micro_batch(0)
+        levels = hierarchy.build(bounds, back.starts, back.order, self.comm.rank)
+        if options.initial == "constant":
+            guess = [z] * (levels[0].coarse_hi - levels[0].coarse_lo)
+        coarse = [self._coarse(prepared, back, bound, options) for bound in bounds[1:]]
+        for steps, bound in zip(coarse, bounds[1:], strict=True):
+            self._linearize(steps, layers, tape, bound, z)
+        pulls = [_reversed_pull(c, len(b) - 2) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
+        fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
+        solver = Solver(options, levels, fine, pulls, self.comm)
+        end = solver.solve(z, guess, self._total(back, bounds))
+        for steps in coarse:
+            if steps is not None:
+                steps.forget()
+        bar = layers.pull_lift(solution.x, end, gradients) if end is not None else None
+        return bar, solver.info, solver.c
+
+    def _linearize(
+        self, steps: CoarseSteps | None, layers: Layers, tape: Tape, bound: tuple[int, ...], like: Tensor
+    ) -> None:
+        """Linearise the coarse steps of a level at the states of the last forward sweep, fetched where needed."""
+        spans = self.back.spans(bound)
+        owners = self.back.owners(spans)
+        # Step 0 is the last one of the adjoint, which no coarse problem evaluates.
+        needed = [(k, a, owner) for k, ((a, _), owner) in enumerate(zip(spans, owners, strict=True)) if k]
+        rank = self.comm.rank
+        for _, a, owner in needed:
+            if self.slab.owner(a) == rank != owner:
+                self.comm.send(layers.state(a, tape), owner)
+        for k, a, owner in needed:
+            if owner != rank or steps is None:
+                continue
+            source = self.slab.owner(a)
+            steps.linearize(k, layers.state(a, tape) if source == rank else self.comm.recv(like, source))
+
+
+def _nothing(k: int, u: Tensor) -> Tensor:
+    raise AssertionError(f"coarse step {k} on a rank that has none")
+
+
+def _reversed_pull(steps: CoarseSteps, last: int) -> Callable[[int, Tensor], Tensor]:
+    return lambda k, z: steps.pull(last - k, z)

@@ -1,0 +1,303 @@
+"""MGRIT: the states of all layers at once, by multigrid reduction in time with the full approximation scheme.
+
+Solves u_{i+1} = Φ_i(u_i), u_0 given, with two or more levels. One cycle, with F_k the m exact steps from C-point k and
+G_k the coarse propagator over the same interval:
+
+    F-sweep          F_k(c_k) for all intervals k at once
+    coarse problem   u_{k+1} = G_k(u_k) − G_k(c_k) + F_k(c_k),  by a chain, or by the same cycle one level coarser
+    correction       c ← u
+
+The coarse problem takes its terms where they are: G_k(u_k) − G_k(c_k) is computed by the owner of step k and sent on;
+F_k(c_k), which a sweep sends to the owner of point k + 1, is added there. So all messages go forward, one state per
+boundary and sweep. G_k(c_k) is what the last coarse solve evaluated anyway, and no sweep is done twice.
+
+Knows propagators, levels and tensors; no networks, no losses. The adjoint is the same code on the reversed index.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpnet.hierarchy import Level, Segment
+from lpnet.options import MGRIT
+
+
+@dataclass
+class Info:
+    """What a solve did.
+
+    Attributes:
+        solver: "mgrit" or "serial".
+        residuals: relative residual at the C-points, |F_k(c_k) − c_{k+1}| / |c|, after the first sweep and each cycle.
+        cycles: cycles done.
+        levels: levels used.
+        evaluations: evaluations of layers and coarse steps on this rank (a coarse step counts as one).
+    """
+
+    solver: str
+    residuals: list[float] = field(default_factory=list)
+    cycles: int = 0
+    levels: int = 1
+    evaluations: int = 0
+
+    @property
+    def convergence_factor(self) -> float | None:
+        """Ratio of the last two residuals; None where there are not two, or nothing was left to reduce."""
+        if len(self.residuals) < 2 or self.residuals[-2] == 0:
+            return None
+        return self.residuals[-1] / self.residuals[-2]
+
+
+class FinePropagator(Protocol):
+    """Exact propagation over local steps of level 0."""
+
+    def sweep(self, last: bool) -> None:
+        """Begin a sweep; `last`: it may be the final one."""
+
+    def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
+        """u_{i1} from u_{i0} = u."""
+
+
+CoarseStep = Callable[[int, Tensor], Tensor]
+"""(k, u) -> G_k(u) on one level."""
+
+
+class Channel(Protocol):
+    """What the solver needs of a communicator."""
+
+    def send(self, x: Tensor, to: int) -> None: ...
+    def recv(self, like: Tensor, source: int) -> Tensor: ...
+
+
+class _Grid:
+    """Values on one coarse level: u and G(u) at this rank's steps, and the right-hand side."""
+
+    def __init__(self, level: Level, step: CoarseStep) -> None:
+        self.level, self.step = level, step
+        n = level.hi - level.lo
+        self.u: list[Tensor] = [torch.empty(0)] * n
+        self.at: list[Tensor | None] = [None] * n
+        self.value: list[Tensor] = [torch.empty(0)] * n
+        self.base: list[Tensor] | None = None
+        self.rhs: list[Tensor | None] = [None] * n
+        self.evaluations = 0
+
+    def visit(self, i: int, u: Tensor) -> Tensor | None:
+        """Set u_i = u; returns G_i(u_i) − base_i, or None at the last step of the level, whose result nobody needs."""
+        j = i - self.level.lo
+        self.u[j] = u
+        if i + 1 == self.level.steps:
+            return None
+        self._evaluate(j, u)
+        return self.value[j] if self.base is None else self.value[j] - self.base[j]
+
+    def _evaluate(self, j: int, u: Tensor) -> None:
+        if self.at[j] is not u:
+            self.at[j], self.value[j] = u, self.step(self.level.lo + j, u)
+            self.evaluations += 1
+
+    def plus_rhs(self, i: int, v: Tensor) -> Tensor:
+        """u_i from what arrived for it."""
+        rhs = self.rhs[i - self.level.lo]
+        return v if rhs is None else v + rhs
+
+    def set_problem(self, u: Sequence[Tensor], arrived: list[Tensor | None]) -> None:
+        """u_{k+1} = G_k(u_k) − G_k(c_k) + arrived_{k+1} with c = u, which is also the initial guess."""
+        for j, c in enumerate(u):
+            if self.level.lo + j + 1 < self.level.steps:
+                self._evaluate(j, c)
+        self.u, self.base, self.rhs = list(u), list(self.value), list(arrived)
+
+    def clear(self) -> None:
+        """The problem without right-hand side, u_{k+1} = G_k(u_k)."""
+        self.base, self.rhs = None, [None] * (self.level.hi - self.level.lo)
+
+
+class Solver:
+    """One solve of one direction on at least two levels.
+
+    Args:
+        options: what to do.
+        levels: this rank's view of the levels.
+        fine: exact propagation on level 0.
+        coarse: a coarse step for each of the levels 1, 2, ….
+        comm: for the messages.
+    """
+
+    def __init__(
+        self,
+        options: MGRIT,
+        levels: Sequence[Level],
+        fine: FinePropagator,
+        coarse: Sequence[CoarseStep],
+        comm: Channel,
+    ) -> None:
+        self.options, self.levels, self.fine, self.comm = options, levels, fine, comm
+        self.grids = [_Grid(level, step) for level, step in zip(levels[1:], coarse, strict=True)]
+        self.info = Info("mgrit", levels=len(levels))
+        self.c: list[Tensor] = []
+        self.end: Tensor | None = None
+        self._arrived: list[list[Tensor | None]] = [[] for _ in levels]
+
+    def solve(
+        self, x0: Tensor, guess: list[Tensor] | None, total: Callable[[np.ndarray], np.ndarray]
+    ) -> Tensor | None:
+        """Propagate x0 through all layers.
+
+        Args:
+            x0: initial state, used by the owner of the first step (a template for the others).
+            guess: C-point values of this rank to start from; None: one coarse solve.
+            total: collective sum of rows (k, 2) over all C-points, in their order.
+
+        Returns:
+            F_last(c_last), one cycle ahead of the C-points, on the rank that owns the last layer; else None.
+        """
+        self.x0 = x0
+        self.c = self._start(guess)
+        norms: list[np.ndarray] = []
+        for cycle in range(self.options.cycles + 1):
+            last = cycle == self.options.cycles
+            if cycle:
+                self.c = self._cycle(0, self.c, self.options.cycle_shape == "F", last or self._early)
+                self.info.cycles = cycle
+            else:
+                self.fine.sweep(last or self._early)
+                self._sweep(0, self.c)
+            norms.append(self._residual())
+            if self._early and self._record(total(norms.pop()[:, None, :])) <= (self.options.tol or 0.0):
+                break
+        if norms:
+            self._record(total(np.stack(norms, axis=1)))
+        self.info.evaluations += sum(grid.evaluations for grid in self.grids)
+        return self.end
+
+    @property
+    def _early(self) -> bool:
+        return self.options.tol is not None
+
+    def _record(self, sums: np.ndarray) -> float:
+        for difference, size in sums:
+            self.info.residuals.append(math.sqrt(difference / size) if size > 0 else 0.0)
+        return self.info.residuals[-1]
+
+    def _start(self, guess: list[Tensor] | None) -> list[Tensor]:
+        if guess is not None:
+            if self.levels[0].coarse_lo == 0 and guess:
+                guess = [self.x0, *guess[1:]]
+            return guess
+        self._coarse_start(1)
+        return self.grids[0].u
+
+    def _coarse_start(self, depth: int) -> None:
+        """Solve a level without right-hand side, from nothing: nested iteration from the coarsest level up."""
+        grid = self.grids[depth - 1]
+        grid.clear()
+        if depth + 1 == len(self.levels):
+            self._chain(depth)
+            return
+        self._coarse_start(depth + 1)
+        c = self.grids[depth].u
+        self._sweep(depth, c)
+        self._cycle(depth, c, False, False)
+
+    def _cycle(self, depth: int, c: list[Tensor], f_shape: bool, last: bool) -> list[Tensor]:
+        """One cycle on this level, which has been swept from c; returns the new c, swept."""
+        if self.options.relaxation == "FCF":
+            c = [old if new is None else new for old, new in zip(c, self._arrived[depth], strict=True)]
+            self._resweep(depth, c, False)
+        self._coarse(depth + 1, c, f_shape)
+        c = self.grids[depth].u
+        self._resweep(depth, c, last)
+        return c
+
+    def _resweep(self, depth: int, c: list[Tensor], last: bool) -> None:
+        if depth == 0:
+            self.fine.sweep(last)
+        self._sweep(depth, c)
+
+    def _coarse(self, depth: int, c: list[Tensor], f_shape: bool) -> None:
+        """The coarse problem on this level, at the C-points c of the finer level."""
+        grid = self.grids[depth - 1]
+        grid.set_problem(c, self._arrived[depth - 1])
+        if depth + 1 == len(self.levels):
+            self._chain(depth)
+            return
+        level = self.levels[depth]
+        own = [s.i0 for s in level.segments[level.continues :]]
+        c = [grid.u[i - level.lo] for i in own]
+        self._sweep(depth, c)
+        c = self._cycle(depth, c, f_shape, False)
+        if f_shape:
+            self._cycle(depth, c, False, False)
+
+    def _chain(self, depth: int) -> None:
+        """Forward substitution on the coarsest level, rank after rank."""
+        level, grid = self.levels[depth], self.grids[depth - 1]
+        if level.lo == level.hi:
+            return
+        u = self.x0 if level.previous is None else grid.plus_rhs(level.lo, self.comm.recv(self.x0, level.previous))
+        for i in range(level.lo, level.hi):
+            v = grid.visit(i, u)
+            if v is None:
+                return
+            if i + 1 < level.hi:
+                u = grid.plus_rhs(i + 1, v)
+        if level.next is not None and v is not None:
+            self.comm.send(v, level.next)
+
+    def _sweep(self, depth: int, c: Sequence[Tensor]) -> None:
+        """F-relaxation on a level from the C-points c; right-most interval first, so that its end is sent early."""
+        level = self.levels[depth]
+        self._arrived[depth] = [None] * (level.coarse_hi - level.coarse_lo)
+        own = level.segments[level.continues :]
+        for segment, start in zip(reversed(own), reversed(c), strict=True):
+            self._deliver(depth, segment, self._run(depth, segment, start))
+        if level.previous is None or level.lo == level.hi:
+            return
+        u = self.comm.recv(self.x0, level.previous)
+        if depth > 0:
+            u = self.grids[depth - 1].plus_rhs(level.lo, u)
+        if level.continues:
+            self._deliver(depth, level.segments[0], self._run(depth, level.segments[0], u))
+        else:
+            self._arrived[depth][0] = u
+
+    def _run(self, depth: int, segment: Segment, u: Tensor) -> Tensor | None:
+        """The end of a segment that starts with u (without the right-hand side of the point where it ends)."""
+        if depth == 0:
+            self.info.evaluations += segment.i1 - segment.i0
+            return self.fine.run(segment.i0, segment.i1, u)
+        grid = self.grids[depth - 1]
+        v: Tensor | None = None
+        for i in range(segment.i0, segment.i1):
+            v = grid.visit(i, u)
+            if v is not None and i + 1 < segment.i1:
+                u = grid.plus_rhs(i + 1, v)
+        return v
+
+    def _deliver(self, depth: int, segment: Segment, v: Tensor | None) -> None:
+        level = self.levels[depth]
+        if segment.i1 == level.steps:
+            if depth == 0:
+                self.end = v
+            return
+        if v is None:
+            raise AssertionError("only the last step of a level has no result")
+        if segment.i1 == level.hi and level.next is not None:
+            self.comm.send(v, level.next)
+        else:
+            arrived = v if depth == 0 else self.grids[depth - 1].plus_rhs(segment.i1, v)
+            self._arrived[depth][segment.interval + 1 - level.coarse_lo] = arrived
+
+    def _residual(self) -> np.ndarray:
+        """Rows (|F_{k−1}(c_{k−1}) − c_k|², |c_k|²) of this rank's C-points."""
+        rows = np.zeros((len(self.c), 2))
+        for row, c, arrived in zip(rows, self.c, self._arrived[0], strict=True):
+            if arrived is not None:
+                row[:] = torch.linalg.vector_norm(arrived - c).item() ** 2, torch.linalg.vector_norm(c).item() ** 2
+        return rows

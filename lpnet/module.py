@@ -1,0 +1,284 @@
+"""`LayerParallel`: a trunk of N layers as an `nn.Module`, with the layers spread over the ranks.
+
+    x_{j+1} = Φ_j(x_j),  j = 0, …, N − 1,        z_j = (∂Φ_j/∂x)ᵀ z_{j+1},    g_j = (∂Φ_j/∂θ)ᵀ z_{j+1}
+
+Input and output are replicated: every rank passes the same batch and gets the same result, so losses and user code need
+no rank branches. Weights are stacked on a leading layer axis, each rank holding those of its slab.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lpnet import plain
+from lpnet.engine import Engine, Prepared
+from lpnet.errors import InputError
+from lpnet.hierarchy import bounds
+from lpnet.mgrit import Info
+from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.slab import Slab, as_comm
+from lpnet.stack import Stack, seed_of
+from lpnet.steppers import Euler, Stepper
+
+
+@dataclass
+class Infos:
+    """What the last forward and the last adjoint solve did; None before the first."""
+
+    forward: Info | None = None
+    adjoint: Info | None = None
+
+
+class LayerParallel(nn.Module):
+    """N layers y_{j+1} = Φ_j(y_j) of one dynamics, in parallel over the layers.
+
+    Args:
+        dynamics: one layer, `nn.Module` with ``forward(y) -> dy/dt`` (a `lpnet.dynamics` class or your own).
+        layers: N.
+        T: final time; the layer step is h = T/N.
+        stepper: `steppers.Euler()` by default.
+        forward: solver of the forward propagation, `MGRIT` or `Serial`.
+        adjoint: solver of the adjoint.
+        seed: of the initial weights (and of dropout).
+        comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
+        init: initial weights "constant" in the layer index, or "random".
+        dtype, device: of the weights.
+
+    Shapes: (batch, *features) to the same; the same on every rank.
+
+    Raises:
+        InputError: for values or combinations that are not allowed.
+        TypeError: the dynamics is no module.
+    """
+
+    def __init__(
+        self,
+        dynamics: nn.Module,
+        layers: int,
+        T: float,
+        stepper: Stepper | None = None,
+        forward: SolverOptions | None = None,
+        adjoint: SolverOptions | None = None,
+        seed: int = 0,
+        comm: Any = None,
+        init: Literal["constant", "random"] = "constant",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.stepper = stepper if stepper is not None else Euler()
+        self.forward_solver = forward if forward is not None else MGRIT()
+        self.adjoint_solver = adjoint if adjoint is not None else MGRIT()
+        _check(layers, T, seed, init)
+        for options in (self.forward_solver, self.adjoint_solver):
+            if isinstance(options, MGRIT):
+                self.stepper.check(options)
+        self.layers, self.T, self.seed, self.h = layers, float(T), seed, T / layers
+        self.comm = as_comm(comm)
+        self.exact = False
+        self.info = Infos()
+        dtype = dtype if dtype is not None else torch.get_default_dtype()
+        self._stack = Stack(dynamics, self.stepper)
+        self._stack.module.to(device=device, dtype=dtype)
+        self._slab = Slab(layers, self.comm, _unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver))
+        self._engine = Engine(self.stepper, self.h, self._slab)
+        self._names: list[str] = []
+        self._add_weights(init)
+        self._prepared: tuple[Any, Prepared] | None = None
+        self._warm: dict[str, tuple[Any, list[Tensor]]] = {}
+        self._calls = 0
+
+    def _add_weights(self, init: str) -> None:
+        if init == "constant" and not self._stack.fast:
+            for parameter in self._stack.module.parameters():
+                self.comm.bcast_(parameter.data, 0)
+        for name, value in self._stack.initial(init, self.seed, self.local_layers).items():
+            _register(self, name, nn.Parameter(value))
+            self._names.append(name)
+        self._tag()
+
+    def _tag(self) -> None:
+        for parameter in self.theta.values():
+            parameter.lpnet_slab = self._slab  # type: ignore[attr-defined]
+
+    @property
+    def local_layers(self) -> range:
+        """This rank's layers."""
+        return range(self._slab.lo, self._slab.hi)
+
+    @property
+    def theta(self) -> dict[str, nn.Parameter]:
+        """This rank's weights, name -> (n, ...)."""
+        return {name: self.get_parameter(name) for name in self._names}
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y_N from y_0, (batch, *features), the same on all ranks; collective."""
+        self._stack.check_input(y)
+        theta = self.theta
+        tracked = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in theta.values()))
+        return _Propagate.apply(self, tracked, y, *theta.values())
+
+    def _prepare(self, y: Tensor) -> Prepared:
+        """The weights ready to run; made again when they, or the mode, have changed."""
+        theta = {name: p.detach() for name, p in self.theta.items()}
+        self._stack.module.train(self.training)
+        seeds = None
+        if self._stack.is_random(y):
+            if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
+                raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
+            self._calls += 1
+            seeds = [seed_of(self.seed, self._calls, j) for j in self.local_layers]
+        key = [(p.data_ptr(), p._version, p.device, p.dtype) for p in theta.values()] + [self.training, self._calls]
+        if self._prepared is None or self._prepared[0] != key:
+            prepared = self._engine.prepare(theta, lambda t: self._stack.fields(t, _fit(seeds, t)))
+            self._prepared = (key, prepared)
+        return self._prepared[1]
+
+    def _guess(self, which: str, options: SolverOptions, x: Tensor) -> list[Tensor] | None:
+        """C-point values of the last solve, where warm starts are wanted and it had the same shape."""
+        key, c = self._warm.get(which, (None, []))
+        wanted = isinstance(options, MGRIT) and options.initial == "warm"
+        return c if wanted and key == (options, x.shape, x.dtype, x.device) else None
+
+    def _remember(self, which: str, options: SolverOptions, x: Tensor, c: list[Tensor]) -> None:
+        if isinstance(options, MGRIT) and options.initial == "warm":
+            self._warm[which] = ((options, x.shape, x.dtype, x.device), c)
+
+    def gather_state_dict(self) -> dict[str, Tensor]:
+        """The weights of all layers, name -> (N, ...), on every rank; collective."""
+        return {name: self._slab.gather(p) for name, p in self.theta.items()}
+
+    def as_sequential(self) -> nn.Sequential:
+        """A plain torch copy of the whole trunk on every rank, detached from this one; collective."""
+        return plain.sequential(self._stack.module, self.stepper, self.h, self.gather_state_dict())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes all N layers (any rank count) or this rank's own."""
+        n = len(self.local_layers)
+        for name in self._names:
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.ndim and len(value) == self.layers != n:
+                state_dict[prefix + name] = value[self._slab.lo : self._slab.hi]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load the global form (N layers on the leading axis) on any rank count, or the local one."""
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._tag()
+        return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LayerParallel":
+        super()._apply(fn, recurse)
+        self._stack.module._apply(fn)
+        self._tag()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LayerParallel":
+        """A copy with weights of its own on the same ranks (a communicator cannot be copied)."""
+        other = self.__class__.__new__(self.__class__)
+        memo[id(self)] = other
+        shared = ("comm", "_slab", "_engine", "_prepared", "_warm", "_stack")
+        for key, value in self.__dict__.items():
+            other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
+        other._prepared, other._warm, other._stack = None, {}, copy.deepcopy(self._stack, memo)
+        other._tag()
+        return other
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self._stack.module}, layers={self.layers}, T={self.T}, stepper={self.stepper}\n"
+            f"forward={self.forward_solver}\nadjoint={self.adjoint_solver}\n"
+            f"rank {self.comm.rank} of {self.comm.size}: layers {self._slab.lo} to {self._slab.hi - 1}"
+        )
+
+
+class _Propagate(torch.autograd.Function):
+    """The forward and the adjoint solve as one differentiable operation."""
+
+    @staticmethod
+    def forward(ctx: Any, trunk: LayerParallel, tracked: bool, y: Tensor, *theta: Tensor) -> Tensor:
+        prepared = trunk._prepare(y)
+        field = next(iter(prepared.layers.fields.values()))
+        options = exact_of(trunk.forward_solver) if trunk.exact else trunk.forward_solver
+        x = field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (trunk.stepper.memory - 1)))
+        guess = trunk._guess("forward", options, x)
+        out, solution, c = trunk._engine.forward(prepared, x, options, tracked, guess)
+        trunk._remember("forward", options, x, c)
+        trunk.info.forward = solution.info
+        ctx.trunk, ctx.prepared, ctx.solution, ctx.exact = trunk, prepared, solution, trunk.exact
+        ctx.save_for_backward(*theta)
+        return field.unpack(out[None])[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
+        trunk, prepared, solution = ctx.trunk, ctx.prepared, ctx.solution
+        theta = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
+        field = next(iter(prepared.layers.fields.values()))
+        options = exact_of(trunk.adjoint_solver) if ctx.exact else trunk.adjoint_solver
+        z = field.pack(torch.stack([bar] + [torch.zeros_like(bar)] * (trunk.stepper.memory - 1)))
+        wanted = any(ctx.needs_input_grad[3:])
+        guess = trunk._guess("adjoint", options, z)
+        out, info, c = trunk._engine.adjoint(prepared, solution, z, options, wanted, guess)
+        trunk._remember("adjoint", options, z, c)
+        trunk.info.adjoint = info
+        grads: list[Tensor | None] = [None] * len(theta)
+        if wanted:
+            named = dict(zip(trunk._names, theta, strict=True))
+            found = trunk._stack.gradients(named, prepared.layers.fields)
+            grads = [g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True)]
+        return (None, None, field.unpack(out[None])[0], *grads)
+
+
+def exact_of(options: SolverOptions) -> Serial:
+    """The exact solver to be used in place of these options."""
+    return options if isinstance(options, Serial) else Serial()
+
+
+def _micro_batches(options: SolverOptions) -> int:
+    return options.micro_batches if isinstance(options, Serial) else 1
+
+
+def _fit(seeds: list[int] | None, theta: dict[str, Tensor]) -> list[int] | None:
+    """Seeds for a stack of coarse parts: those of the first layers, as many as there are parts."""
+    count = len(next(iter(theta.values())))
+    return None if seeds is None else (seeds * (1 + count // max(1, len(seeds))))[:count]
+
+
+def _unit(layers: int, ranks: int, *solvers: SolverOptions) -> int:
+    """Slabs are cut at C-points of both solvers if there are enough, else at those of one of them."""
+    factors = [s.factor(0) for s in solvers if isinstance(s, MGRIT) and len(bounds(layers, s)) > 1]
+    for unit in (math.lcm(*factors), *factors) if factors else ():
+        if -(-layers // unit) >= ranks:
+            return unit
+    return 1
+
+
+def _check(layers: int, T: float, seed: int, init: str) -> None:
+    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+        raise InputError(f"layers: {layers!r} given, a whole number of at least 1 allowed")
+    if not isinstance(T, int | float) or not math.isfinite(T) or T <= 0:
+        raise InputError(f"T: {T!r} given, a positive finite number allowed")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: {seed!r} given, a whole number of at least 0 allowed")
+    if init not in ("constant", "random"):
+        raise InputError(f"init: {init!r} given, one of constant, random allowed")
+
+
+def _register(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under the path it has in the dynamics, e.g. "0.weight"."""
+    path, _, leaf = name.rpartition(".")
+    for part in filter(None, path.split(".")):
+        if part not in owner._modules:
+            if hasattr(owner, part):
+                raise InputError(f"dynamics: a part named {part!r} given, which LayerParallel uses itself")
+            owner.add_module(part, nn.Module())
+        owner = owner._modules[part]  # type: ignore[assignment]
+    if hasattr(owner, leaf):
+        raise InputError(f"dynamics: a weight named {leaf!r} given, which LayerParallel uses itself")
+    owner.register_parameter(leaf, parameter)

@@ -1,0 +1,142 @@
+"""A term of any user module: f_j(y) = module(y) with the weights of layer j, differentiated by autograd.
+
+The slow, general twin of `DenseField`. The tape holds f_j(y) itself, so states are rebuilt by subtraction as well; the
+pull evaluates the layer again at the rebuilt state. States keep the user's layout (memory, batch, *features).
+
+A module with random parts (dropout) is seeded by (seed, layer) at each evaluation: the same mask in every sweep and in
+the adjoint, another one at the next call of the trunk, which draws the seed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpnet.errors import InputError
+from lpnet.fields import Slot
+
+Evaluate = Callable[[dict[str, Tensor], str, Tensor], Tensor]
+"""(weights of one layer, term, y) -> f(y)."""
+
+
+class ModuleField:
+    """One term of n stacked layers of a user module.
+
+    Args:
+        theta: stacked weights, name -> (n, ...).
+        evaluate: calls the module with given weights.
+        term: "f", "kick" or "drift".
+        seeds: a seed for each layer, or None for modules without random parts.
+    """
+
+    needs_source = True
+    stream = 0
+
+    def __init__(
+        self, theta: dict[str, Tensor], evaluate: Evaluate, term: str, seeds: list[int] | None = None
+    ) -> None:
+        self.theta, self.term, self.seeds = theta, term, seeds
+        self._call = evaluate
+        self._grads: list[Tensor] = []
+        self._touched: set[int] = set()
+
+    @staticmethod
+    def pack(x: Tensor) -> Tensor:
+        """States stay as they are."""
+        return x
+
+    unpack = pack
+
+    @staticmethod
+    def batch_dim(x: Tensor) -> int:
+        """Dimension of the batch in a state (memory, batch, *features), from the end."""
+        return 1 - x.ndim
+
+    @staticmethod
+    def slots(count: int, x: Tensor) -> list[Slot]:
+        """Uninitialised slots for states like x."""
+        return [Slot(s, s) for s in x.new_empty(count, *x.shape[1:])]
+
+    def tape(self, n: int, state: Tensor) -> list[Any]:
+        return [None] * n
+
+    def _weights(self, j: int) -> dict[str, Tensor]:
+        return {name: stack[j] for name, stack in self.theta.items()}
+
+    def _evaluate(self, j: int, theta: dict[str, Tensor], y: Tensor) -> Tensor:
+        if self.seeds is None:
+            k = self._call(theta, self.term, y)
+        else:
+            devices = [y.device] if y.is_cuda else []
+            with torch.random.fork_rng(devices):
+                torch.manual_seed((self.seeds[j] + self.stream) % 2**63)
+                k = self._call(theta, self.term, y)
+        if k.shape != y.shape:
+            raise InputError(
+                f"dynamics: {self.term} maps a state of shape {tuple(y.shape)} to {tuple(k.shape)}, "
+                "the same shape is needed"
+            )
+        return k
+
+    def add(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
+        with torch.no_grad():
+            k = self._evaluate(j, self._weights(j), source.view)
+        tape[at] = k
+        target.view.add_(k, alpha=w)
+
+    def linearize(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
+        """As `add`, but the tape keeps the graph, so that repeated pulls need no evaluation."""
+        y = source.view.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            k = self._evaluate(j, self._weights(j), y)
+        tape[at] = (y, k)
+        target.view.add_(k.detach(), alpha=w)
+
+    def remove(self, j: int, target: Slot, w: float, tape: list[Any], at: int) -> None:
+        target.view.sub_(tape[at], alpha=w)
+
+    def pull(self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any) -> None:
+        if isinstance(kept, tuple):
+            y, k = kept
+        else:
+            y = source.view.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                k = self._evaluate(j, self._weights(j), y)
+        (bar,) = torch.autograd.grad(k, [y], target_bar, retain_graph=True, materialize_grads=True, allow_unused=True)
+        source_bar.add_(bar, alpha=w)
+
+    def pull_grad(self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any) -> None:
+        y = source.view.detach().clone().requires_grad_()
+        theta = {name: value.detach().requires_grad_() for name, value in self._weights(j).items()}
+        with torch.enable_grad():
+            k = self._evaluate(j, theta, y)
+        bars = torch.autograd.grad(
+            k, [y, *theta.values()], target_bar, materialize_grads=True, allow_unused=True
+        )
+        source_bar.add_(bars[0], alpha=w)
+        for grad, bar in zip(self._grads, bars[1:], strict=True):
+            grad[j].mul_(float(j in self._touched)).add_(bar, alpha=w)
+        self._touched.add(j)
+
+    def reset_grads(self) -> None:
+        """Forget the weight gradients; the next pull of a layer overwrites what is there."""
+        if not self._grads:
+            self._grads = [torch.zeros_like(stack) for stack in self.theta.values()]
+        self._touched = set()
+
+    def grads(self) -> list[Tensor]:
+        """Gradients of the stacked weights, in the order of `theta`."""
+        return self._grads
+
+    def batch(self, parts: range, y: Tensor) -> tuple[Tensor, Any]:
+        """f of several parts: y (s or 1, batch, *features) to (s, batch, *features), and the graph."""
+        ys = y.detach().expand(len(parts), *y.shape[1:]).clone().requires_grad_()
+        with torch.enable_grad():
+            k = torch.stack([self._evaluate(j, self._weights(j), ys[i]) for i, j in enumerate(parts)])
+        return k.detach(), (ys, k)
+
+    def batch_pull(self, parts: range, bar: Tensor, kept: Any) -> Tensor:
+        """Jᵀ bar of several parts."""
+        ys, k = kept
+        return torch.autograd.grad(k, [ys], bar, retain_graph=True, materialize_grads=True, allow_unused=True)[0]

@@ -1,0 +1,104 @@
+"""Options of the solvers: `MGRIT` (iterative, parallel over the layers) and `Serial` (exact, pipelined).
+
+Both are frozen and validate themselves; they hold no state and start no work.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from lpnet.errors import InputError
+
+
+def _whole(key: str, given: object, least: int) -> None:
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        raise InputError(f"{key}: {given!r} given, a whole number of at least {least} allowed")
+
+
+def _choice(key: str, given: object, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise InputError(f"{key}: {given!r} given, one of {', '.join(allowed)} allowed")
+
+
+@dataclass(frozen=True)
+class Serial:
+    """Exact propagation: a chain of layers through the ranks, pipelined over parts of the batch.
+
+    Args:
+        micro_batches: number Q of parts of the batch; on P ranks the chain runs at efficiency Q / (Q + P - 1).
+    """
+
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        _whole("micro_batches", self.micro_batches, 1)
+
+
+@dataclass(frozen=True)
+class MGRIT:
+    """Multigrid reduction in time over the layers, by the full approximation scheme.
+
+    Source: Falgout, Friedhoff, Kolev, MacLachlan, Schroder, Parallel time integration with multigrid (2014).
+
+    Args:
+        coarsening: factor m between a level and the next coarser one; one number, or one for each coarsening.
+        levels: number of levels, at most; fewer are used where the points run out (1: the exact chain).
+        cycles: multigrid cycles per solve; 0 is allowed with ``initial="coarse"``.
+        relaxation: "F", or "FCF" (one more sweep per cycle).
+        coarse: "matched" (agrees with m fine steps to third order in H) or "rediscretized" (second order).
+        samples: parts s of an interval, each with its own weights in the coarse step.
+        passes: Picard passes p of the coarse step; None: 2 for one sample, else 3.
+        coarse_weights: "mean" of the weights of a part, or "inject" those of its first layer.
+        initial: first guess of the C-points: "coarse" (one coarse solve), "warm" (the last solution), "constant".
+        cycle_shape: "V" or "F".
+        tol: stop as soon as the relative residual is at or below this value; None: always do all cycles.
+    """
+
+    coarsening: int | tuple[int, ...] = 16
+    levels: int = 2
+    cycles: int = 1
+    relaxation: Literal["F", "FCF"] = "F"
+    coarse: Literal["matched", "rediscretized"] = "matched"
+    samples: int = 1
+    passes: int | None = None
+    coarse_weights: Literal["mean", "inject"] = "mean"
+    initial: Literal["coarse", "warm", "constant"] = "coarse"
+    cycle_shape: Literal["V", "F"] = "V"
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.coarsening, Iterable):  # a list, as configurations bring it
+            object.__setattr__(self, "coarsening", tuple(self.coarsening))
+        factors = self.coarsening if isinstance(self.coarsening, tuple) else (self.coarsening,)
+        if not factors:
+            raise InputError("coarsening: an empty list given, at least one factor needed")
+        for m in factors:
+            _whole("coarsening", m, 2)
+        _whole("levels", self.levels, 1)
+        if isinstance(self.coarsening, tuple) and len(factors) < self.levels - 1:
+            raise InputError(
+                f"coarsening: {len(factors)} factors given for {self.levels} levels, at least {self.levels - 1} needed"
+            )
+        _whole("cycles", self.cycles, 0)
+        _choice("relaxation", self.relaxation, ("F", "FCF"))
+        _choice("coarse", self.coarse, ("matched", "rediscretized"))
+        _whole("samples", self.samples, 1)
+        if self.passes is not None:
+            _whole("passes", self.passes, 1)
+        _choice("coarse_weights", self.coarse_weights, ("mean", "inject"))
+        _choice("initial", self.initial, ("coarse", "warm", "constant"))
+        _choice("cycle_shape", self.cycle_shape, ("V", "F"))
+        if self.cycles == 0 and self.initial == "constant":
+            raise InputError('cycles: 0 given with initial="constant", at least 1 allowed (or initial="coarse")')
+        if self.coarse == "rediscretized" and (self.samples != 1 or self.passes is not None):
+            raise InputError('samples, passes: allowed with coarse="matched" only')
+        if self.tol is not None and not (isinstance(self.tol, float | int) and 0 < self.tol < math.inf):
+            raise InputError(f"tol: {self.tol!r} given, a positive number or none allowed")
+
+    def factor(self, level: int) -> int:
+        """Coarsening factor from `level` to `level + 1`."""
+        return self.coarsening[level] if isinstance(self.coarsening, tuple) else self.coarsening
+
+
+SolverOptions = MGRIT | Serial

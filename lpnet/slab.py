@@ -1,0 +1,232 @@
+"""Who owns which layers, and how tensors travel between ranks. The only module that imports mpi4py.
+
+Rank r of P owns the layers [starts[r], starts[r + 1]), contiguous and balanced, cut at multiples of a unit (the
+coarsening factor) where there are at least P units, else at any layer. Every rank knows all starts, so nothing about
+ownership is ever communicated.
+
+Communication is by buffers on a duplicated communicator. Tensors that MPI cannot read (on a GPU, when MPI is not
+CUDA-aware) are staged through the host. `Comm` itself is the serial twin: one rank, no MPI.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpnet.errors import InputError
+
+# Set by the process managers of MPICH, Open MPI, MVAPICH, Intel MPI and Cray; srun sets one of the PMI variables.
+_LAUNCHERS = {
+    "PMIX_RANK": "PMIx",
+    "PMI_RANK": "PMI",
+    "OMPI_COMM_WORLD_RANK": "Open MPI",
+    "MV2_COMM_WORLD_RANK": "MVAPICH",
+    "PALS_RANKID": "PALS",
+}
+
+
+def launcher() -> str | None:
+    """Name of the MPI launcher that started this process, None where there was none."""
+    return next((name for key, name in _LAUNCHERS.items() if key in os.environ), None)
+
+
+def partition(layers: int, ranks: int, unit: int = 1) -> tuple[int, ...]:
+    """Start of every rank's slab, and `layers` at the end: P + 1 numbers.
+
+    Cuts lie at multiples of `unit` if that leaves every rank something, else anywhere. Ranks beyond the number of
+    layers own nothing.
+    """
+    units = -(-layers // unit)
+    if units < ranks:
+        busy = min(ranks, layers)
+        return tuple(min(r, busy) * layers // busy for r in range(ranks)) + (layers,)
+    return tuple(min(layers, unit * (r * units // ranks)) for r in range(ranks)) + (layers,)
+
+
+class Comm:
+    """The serial twin: one rank, nothing to send. `MPIComm` has the same methods."""
+
+    rank = 0
+    size = 1
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def abort(self, code: int) -> None:
+        """End the whole job at once with this exit code."""
+        os._exit(code)
+
+    def send(self, x: Tensor, to: int) -> None:
+        """Send a tensor without waiting for the receiver; the tensor may be changed afterwards."""
+        raise RuntimeError("send on a single rank")
+
+    def recv(self, like: Tensor, source: int) -> Tensor:
+        """Receive a tensor of the shape, dtype and device of `like` (which is not changed)."""
+        raise RuntimeError("receive on a single rank")
+
+    def bcast_(self, x: Tensor, root: int) -> Tensor:
+        """Overwrite `x` on all ranks by that of `root`."""
+        return x
+
+    def agree(self, value: int) -> int:
+        """The largest of all ranks' values."""
+        return value
+
+    def allgather(self, row: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        """Concatenate the ranks' arrays along the first axis, in rank order; rank r brings counts[r] rows."""
+        return row
+
+
+class MPIComm(Comm):
+    """Ranks of an MPI communicator, which is duplicated so that messages never meet the user's."""
+
+    def __init__(self, comm: Any) -> None:
+        from mpi4py import MPI
+
+        self.mpi = comm.Dup()
+        self.rank, self.size = self.mpi.Get_rank(), self.mpi.Get_size()
+        local = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        local.Free()
+        # More ranks than cores: a rank that spins in MPI would hold the core that its peer needs.
+        self._patient = self.local_size > len(os.sched_getaffinity(0))
+        self._sending: list[tuple[Any, np.ndarray]] = []
+        self._cuda_aware = bool(mpi_details()["cuda_aware"])
+
+    def _wait(self, request: Any) -> None:
+        if not self._patient:
+            request.Wait()
+            return
+        tries = 0
+        while not request.Test():
+            tries += 1
+            time.sleep(0 if tries < 200 else 2e-5)
+
+    def _buffer(self, x: Tensor) -> Any:
+        return x if x.is_cuda and self._cuda_aware else x.detach().cpu().numpy()
+
+    def barrier(self) -> None:
+        self._wait(self.mpi.Ibarrier())
+
+    def abort(self, code: int) -> None:
+        self.mpi.Abort(code)
+
+    def send(self, x: Tensor, to: int) -> None:
+        self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
+        buffer = self._buffer(x.detach().clone(memory_format=torch.contiguous_format))
+        if x.is_cuda:
+            torch.cuda.current_stream(x.device).synchronize()
+        self._sending.append((self.mpi.Isend(buffer, to), buffer))
+
+    def recv(self, like: Tensor, source: int) -> Tensor:
+        staged = like.is_cuda and not self._cuda_aware
+        out = torch.empty(like.shape, dtype=like.dtype, device="cpu" if staged else like.device, pin_memory=staged)
+        self._wait(self.mpi.Irecv(out if out.is_cuda else out.numpy(), source))
+        return out.to(like.device)
+
+    def bcast_(self, x: Tensor, root: int) -> Tensor:
+        held = x.detach().contiguous()
+        staged = held.cpu() if held.is_cuda and not self._cuda_aware else held
+        if staged.is_cuda:
+            torch.cuda.current_stream(x.device).synchronize()
+        self._wait(self.mpi.Ibcast(staged if staged.is_cuda else staged.numpy(), root))
+        if staged.data_ptr() != x.data_ptr():
+            x.detach().copy_(staged)
+        return x
+
+    def agree(self, value: int) -> int:
+        return int(self.allgather(np.array([value], dtype=np.int64), [1] * self.size).max())
+
+    def allgather(self, row: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        width = int(np.prod(row.shape[1:], dtype=np.int64))
+        out = np.empty((sum(counts), *row.shape[1:]), row.dtype)
+        sizes = [count * width for count in counts]
+        self._wait(self.mpi.Iallgatherv(np.ascontiguousarray(row), [out, sizes]))
+        return out
+
+
+def mpi_details() -> dict[str, Any]:
+    """The MPI library (initialises MPI): name, version, standard, and whether it reads GPU memory."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"MPI: no library that mpi4py can load ({str(error).splitlines()[0]}); "
+            "pip install 'lpnet[mpi]' brings one, or load the module of your cluster"
+        ) from error
+    vendor, version = MPI.get_vendor()
+    flags = ("MPICH_GPU_SUPPORT_ENABLED", "MV2_USE_CUDA", "I_MPI_OFFLOAD", "OMPI_MCA_opal_cuda_support")
+    return {
+        "name": vendor,
+        "version": ".".join(map(str, version)),
+        "standard": "{}.{}".format(*MPI.Get_version()),
+        "library": MPI.Get_library_version().splitlines()[0].strip(),
+        "cuda_aware": any(os.environ.get(flag, "0").lower() in ("1", "true") for flag in flags),
+    }
+
+
+_WORLD: Comm | None = None
+
+
+def world() -> Comm:
+    """All ranks under an MPI launcher, the serial twin otherwise; made once."""
+    global _WORLD
+    if _WORLD is None:
+        _WORLD = _mpi_world() if launcher() else Comm()
+    return _WORLD
+
+
+def _mpi_world() -> Comm:
+    mpi_details()
+    from mpi4py import MPI
+
+    return MPIComm(MPI.COMM_WORLD)
+
+
+def as_comm(comm: Any) -> Comm:
+    """A `Comm` from None (the world), a `Comm`, or an mpi4py communicator."""
+    if comm is None:
+        return world()
+    return comm if isinstance(comm, Comm) else MPIComm(comm)
+
+
+class Slab:
+    """The layers of one rank among N, and sums over layers that do not depend on the number of ranks."""
+
+    def __init__(self, layers: int, comm: Comm, unit: int = 1) -> None:
+        self.layers, self.comm = layers, comm
+        self.starts = partition(layers, comm.size, unit)
+        self.lo, self.hi = self.starts[comm.rank], self.starts[comm.rank + 1]
+        self.counts = [b - a for a, b in pairwise(self.starts)]
+
+    @property
+    def first(self) -> int:
+        """The rank that owns layer 0."""
+        return next(r for r, n in enumerate(self.counts) if n)
+
+    @property
+    def last(self) -> int:
+        """The rank that owns layer N - 1."""
+        return max(r for r, n in enumerate(self.counts) if n)
+
+    def owner(self, layer: int) -> int:
+        """The rank that owns this layer."""
+        return int(np.searchsorted(self.starts, layer, side="right")) - 1
+
+    def gather(self, local: Tensor) -> Tensor:
+        """All layers of a stacked tensor, (n, ...) -> (N, ...), on every rank; collective."""
+        rows = local.detach().cpu().contiguous().numpy()
+        return torch.from_numpy(self.comm.allgather(rows, self.counts)).to(local.device)
+
+    def sums(self, per_layer: Tensor) -> Tensor:
+        """Sum (n, k) over all layers in float64 and in layer order: (k,), the same bits for every P; collective."""
+        rows = per_layer.detach().to("cpu", torch.float64).numpy()
+        total = np.zeros(rows.shape[1:])
+        for row in self.comm.allgather(rows, self.counts):
+            total = total + row
+        return torch.from_numpy(total)

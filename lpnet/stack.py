@@ -1,0 +1,169 @@
+"""One layer's module as a stack of layers: initial weights, fields, and gradients of the stacked weights."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lpnet.activations import ACTIVATIONS
+from lpnet.dynamics import Dynamics
+from lpnet.errors import InputError
+from lpnet.fields import DenseField, Field
+from lpnet.module_field import ModuleField
+from lpnet.steppers import Stepper
+
+Weights = dict[str, Tensor]
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator of its own for this key, e.g. (seed, layer), equal on every rank and machine."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed for a key of non-negative whole numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class _Call(nn.Module):
+    """Lets `functional_call` reach the terms of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, term: str, y: Tensor) -> Tensor:
+        return self.module(y) if term == "f" else getattr(self.module, term)(y)
+
+
+class Stack:
+    """A module of one layer, whose weights exist once for each layer.
+
+    Args:
+        module: the dynamics of one layer; a copy is kept.
+        stepper: says which terms are needed.
+
+    Raises:
+        TypeError: not a module.
+        InputError: the module has batch normalisation, or lacks the terms that the stepper needs.
+    """
+
+    def __init__(self, module: nn.Module, stepper: Stepper) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"dynamics: {type(module).__name__} given, a torch.nn.Module of one layer needed")
+        _check(module, stepper)
+        self.module = copy.deepcopy(module)
+        self.terms = stepper.terms
+        self.fast = isinstance(module, Dynamics)
+        self._call = _Call(self.module)
+        self._random: dict[bool, bool] = {}
+
+    def evaluate(self, theta: Weights, term: str, y: Tensor) -> Tensor:
+        """f(y) with the weights of one layer."""
+        named = {f"module.{name}": value for name, value in theta.items()}
+        return functional_call(self._call, named, (term, y))
+
+    def fields(self, theta: Weights, seeds: list[int] | None = None) -> dict[str, Field]:
+        """Fields of these stacked weights."""
+        theta = {name: value.detach() for name, value in theta.items()}
+        if isinstance(self.module, Dynamics):
+            activation = ACTIVATIONS[self.module.activation]
+            return {term: DenseField(w, activation) for term, w in self.module.dense(theta).items()}
+        return {term: ModuleField(theta, self.evaluate, term, seeds) for term in self.terms}
+
+    def gradients(self, theta: Weights, fields: dict[str, Field]) -> list[Tensor]:
+        """Gradients of the stacked weights from those that the fields have collected."""
+        if not isinstance(self.module, Dynamics):
+            each = [field.grads() for field in fields.values()]
+            return [torch.stack(grads).sum(0) for grads in zip(*each, strict=True)]
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+            dense = self.module.dense(leaves)
+        made = [t for term in fields for t in (dense[term].A, dense[term].C) if t is not None]
+        bars = [grad for field in fields.values() for grad in field.grads()]
+        return list(torch.autograd.grad(made, list(leaves.values()), bars, materialize_grads=True, allow_unused=True))
+
+    def initial(self, init: str, seed: int, layers: range) -> Weights:
+        """Stacked weights of some layers, equal in all layers ("constant") or drawn from (seed, layer) ("random").
+
+        Constant weights of a user's module are its own; random ones come from its ``reset_parameters``.
+        """
+        draw = self._draw_built_in if self.fast else self._draw_user
+        own = {name: p.detach() for name, p in self.module.named_parameters()}
+        if init == "constant":
+            one = draw(seed, 0) if self.fast else own
+            return {name: one[name].to(p).expand(len(layers), *p.shape).clone() for name, p in own.items()}
+        drawn = [draw(seed, layer) for layer in layers]
+        return {
+            name: torch.stack([d[name].to(p) for d in drawn]) if drawn else p.new_empty(0, *p.shape)
+            for name, p in own.items()
+        }
+
+    def _draw_built_in(self, seed: int, layer: int) -> Weights:
+        assert isinstance(self.module, Dynamics)
+        return self.module.draw(generator(seed, layer))
+
+    def _draw_user(self, seed: int, layer: int) -> Weights:
+        module = copy.deepcopy(self.module)
+        resets = [m.reset_parameters for m in module.modules() if callable(getattr(m, "reset_parameters", None))]
+        if not resets:
+            raise InputError('init: "random" given, but the dynamics has no reset_parameters(); "constant" allowed')
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, layer))
+            for reset in resets:
+                reset()
+        return {name: p.detach() for name, p in module.named_parameters()}
+
+    def check_input(self, y: Tensor) -> None:
+        """Raise `InputError` for an input that does not fit, or a module that changes shape or buffers."""
+        if y.ndim < 2:
+            raise InputError(f"input: shape {tuple(y.shape)} given, (batch, *features) needed")
+        own = next(self.module.parameters(), None)
+        if own is not None and y.dtype != own.dtype:
+            raise InputError(f"input: dtype {y.dtype} given, {own.dtype} (that of the trunk) needed")
+        if isinstance(self.module, Dynamics) and (y.ndim != 2 or y.shape[1] != self.module.width):
+            raise InputError(f"input: shape {tuple(y.shape)} given, (batch, {self.module.width}) needed")
+
+    def is_random(self, y: Tensor) -> bool:
+        """Whether evaluations of the module in its present mode draw random numbers; checks its shape as well."""
+        mode = self.module.training
+        if self.fast:
+            return False
+        if mode not in self._random:
+            self._random[mode] = any(self._probe(term, y) for term in self.terms)
+        return self._random[mode]
+
+    def _probe(self, term: str, y: Tensor) -> bool:
+        before = [b.clone() for b in self.module.buffers()]
+        found = []
+        for seed in (1, 2):
+            with torch.random.fork_rng([y.device] if y.is_cuda else []), torch.no_grad():
+                torch.manual_seed(seed)
+                found.append(self._call(term, y))
+        k = found[0]
+        if not isinstance(k, Tensor) or k.shape != y.shape:
+            given = tuple(k.shape) if isinstance(k, Tensor) else type(k).__name__
+            raise InputError(f"dynamics: maps a state of shape {tuple(y.shape)} to {given}, the same shape is needed")
+        if any(not torch.equal(a, b) for a, b in zip(before, self.module.buffers(), strict=True)):
+            raise InputError("dynamics: changes its buffers when it is evaluated, only fixed buffers are allowed")
+        return not torch.equal(*found)
+
+
+def _check(module: nn.Module, stepper: Stepper) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"dynamics: {type(part).__name__} ({name or 'itself'}) given; its statistics would change with every "
+                "relaxation, use LayerNorm or GroupNorm"
+            )
+    has: tuple[str, ...] = getattr(module, "terms", ())
+    if not has:
+        has = tuple(t for t in ("kick", "drift") if callable(getattr(module, t, None))) or ("f",)
+    missing = [term for term in stepper.terms if term not in has]
+    if missing:
+        needs = " and ".join(f"{t}()" for t in stepper.terms) if stepper.terms != ("f",) else "forward()"
+        raise InputError(
+            f"dynamics: {type(module).__name__} given with stepper {type(stepper).__name__}, which needs {needs}"
+        )
