@@ -281,6 +281,7 @@ class Engine:
         coarse = [self._coarse(prepared, back, bound, options) for bound in bounds[1:]]
         for steps, bound in zip(coarse, bounds[1:], strict=True):
             self._linearize(steps, layers, tape, bound, z)
+        tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
         pulls = [_reversed_pull(c, len(b) - 2) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
         fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
         solver = Solver(options, levels, fine, pulls, self.comm)

@@ -24,10 +24,14 @@ from lpnet.activations import Activation
 
 
 class Slot(NamedTuple):
-    """One slot of a state: `view` is the value, `full` the same memory with the row of ones (if the field has one)."""
+    """One slot of a state: `view` is the value, `full` the same memory with the row of ones (if the field has one).
+
+    `turned` is the transpose of `full`, made once since even a view costs more than a small product's launch.
+    """
 
     full: Tensor
     view: Tensor
+    turned: Tensor
 
 
 class Field(Protocol):
@@ -109,7 +113,7 @@ class DenseField:
         """Uninitialised slots for states like x, each with its row of ones."""
         width, batch = x.shape[1:]
         full = x.new_ones(count, width + 1, batch)
-        return [Slot(f, f[:width]) for f in full]
+        return [Slot(f, f[:width], f.t()) for f in full]
 
     def tape(self, n: int, state: Tensor) -> list[Tensor]:
         """Uninitialised memory for n layers: one tensor (hidden, batch) each."""
@@ -153,7 +157,7 @@ class DenseField:
         if self.C is not None:
             self._GC[j].addmm_(target_bar, self.activation.value(kept).t(), beta=keep, alpha=w)
         d = self._cotangent(j, target_bar, kept)
-        self._G[j].addmm_(d, source.full.t(), beta=keep, alpha=w)
+        self._G[j].addmm_(d, source.turned, beta=keep, alpha=w)
         source_bar.addmm_(self.At[j], d, alpha=w)
 
     def reset_grads(self) -> None:

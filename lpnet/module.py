@@ -8,6 +8,7 @@ no rank branches. Weights are stacked on a leading layer axis, each rank holding
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from lpnet.errors import InputError
 from lpnet.hierarchy import bounds
 from lpnet.mgrit import Info
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.slab import Slab, as_comm
+from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stack import Stack, seed_of
 from lpnet.steppers import Euler, Stepper
 
@@ -87,6 +88,7 @@ class LayerParallel(nn.Module):
         self._stack.module.to(device=device, dtype=dtype)
         self._slab = Slab(layers, self.comm, _unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver))
         self._engine = Engine(self.stepper, self.h, self._slab)
+        _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
         self._add_weights(init)
         self._prepared: tuple[Any, Prepared] | None = None
@@ -257,6 +259,19 @@ def _unit(layers: int, ranks: int, *solvers: SolverOptions) -> int:
         if -(-layers // unit) >= ranks:
             return unit
     return 1
+
+
+def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
+    """One warning, on rank 0, where there are more ranks than intervals (or layers)."""
+    least, what = layers, "layers"
+    for solver in solvers:
+        levels = bounds(layers, solver) if isinstance(solver, MGRIT) else []
+        if len(levels) > 1 and len(levels[1]) - 1 < least:
+            least, what = len(levels[1]) - 1, f"intervals of {levels[1][1]} layers"
+    if comm.rank == 0 and comm.size > least:
+        warnings.warn(
+            f"lpnet: {comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level", stacklevel=3
+        )
 
 
 def _check(layers: int, T: float, seed: int, init: str) -> None:

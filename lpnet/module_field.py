@@ -56,7 +56,7 @@ class ModuleField:
     @staticmethod
     def slots(count: int, x: Tensor) -> list[Slot]:
         """Uninitialised slots for states like x."""
-        return [Slot(s, s) for s in x.new_empty(count, *x.shape[1:])]
+        return [Slot(s, s, s) for s in x.new_empty(count, *x.shape[1:])]
 
     def tape(self, n: int, state: Tensor) -> list[Any]:
         return [None] * n

@@ -85,7 +85,8 @@ class Tape:
 
 def joined(tapes: Sequence[Tape], dim: int) -> Tape:
     """The tape of the whole batch from those of its parts."""
-    whole = Tape([[torch.cat(ts, dim) for ts in zip(*kept, strict=True)] for kept in zip(*(t.kept for t in tapes), strict=True)])
+    by_stage = zip(*(t.kept for t in tapes), strict=True)
+    whole = Tape([[torch.cat(ts, dim) for ts in zip(*kept, strict=True)] for kept in by_stage])
     whole.begin = dict(tapes[0].begin)
     whole.starts = {a: torch.cat([t.starts[a] for t in tapes], dim) for a in tapes[0].starts}
     whole.ends = {b: torch.cat([t.ends[b] for t in tapes], dim) for b in tapes[0].ends}

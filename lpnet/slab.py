@@ -54,8 +54,8 @@ class Comm:
     rank = 0
     size = 1
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
+    def barrier(self, idle: bool = False) -> None:
+        """Wait for all ranks; `idle`: leave the core to others meanwhile."""
 
     def abort(self, code: int) -> None:
         """End the whole job at once with this exit code."""
@@ -110,8 +110,12 @@ class MPIComm(Comm):
     def _buffer(self, x: Tensor) -> Any:
         return x if x.is_cuda and self._cuda_aware else x.detach().cpu().numpy()
 
-    def barrier(self) -> None:
-        self._wait(self.mpi.Ibarrier())
+    def barrier(self, idle: bool = False) -> None:
+        request = self.mpi.Ibarrier()
+        while idle and not request.Test():
+            time.sleep(1e-4)
+        if not idle:
+            self._wait(request)
 
     def abort(self, code: int) -> None:
         self.mpi.Abort(code)

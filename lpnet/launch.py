@@ -1,0 +1,126 @@
+"""How a command ends: the one place that maps outcomes to exit codes, for all ranks alike.
+
+| outcome | exit code | who speaks |
+|---|---|---|
+| done | 0 | |
+| `Answer`: help or the like was asked for | 0 | rank 0, on standard output |
+| `InputError`, raised on all ranks | 2 | rank 0, one line |
+| `NonFiniteError` | 3 | rank 0, one line |
+| interrupted | 130 | rank 0, one line |
+| any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
+
+Where a rank may find fault alone (a file that only its machine cannot read), the work stands in ``with together(comm)``,
+which raises the error on all ranks. An error that one rank raises anywhere else ends all ranks by `Comm.abort` within
+seconds, since the others wait for a message from it.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from lpnet import slab
+from lpnet.errors import InputError, NonFiniteError
+from lpnet.slab import Comm
+
+DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+
+GRACE = 1.0
+"""Seconds for which the other ranks let rank 0 speak first, before they end the job themselves."""
+
+
+class Answer(Exception):
+    """What the user asked to see, and no more: rank 0 prints it, and all ranks end with exit code 0."""
+
+
+class _Agreed(InputError):
+    """An `InputError` that all ranks have."""
+
+
+@contextmanager
+def together(comm: Comm) -> Iterator[None]:
+    """Work in which any rank may raise an `InputError`, which is then raised on all ranks; collective at the end.
+
+    The work itself must not communicate: the ranks that fail would be missed.
+    """
+    found: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        found = error
+    teller = comm.size - comm.agree(comm.size - comm.rank if found else 0)  # the first rank that found fault
+    if teller < comm.size:
+        raise _Agreed(share(comm, str(found), teller)) from found
+
+
+def share(comm: Comm, text: str, root: int = 0) -> str:
+    """The text of one rank, on all ranks; collective."""
+    raw = np.frombuffer(text.encode(), dtype=np.uint8)
+    length = comm.agree(len(raw) if comm.rank == root else 0)
+    row = torch.zeros(length, dtype=torch.uint8)
+    if comm.rank == root:
+        row = torch.from_numpy(raw.copy())
+    return bytes(comm.bcast_(row, root).numpy()).decode() if length else ""
+
+
+def run(name: str, job: Callable[[Comm], None]) -> int:
+    """Do a job on all ranks.
+
+    Args:
+        name: of the command, for its messages.
+        job: what to do; called with all ranks.
+
+    Returns:
+        The exit code (see the table above).
+    """
+    try:
+        comm = slab.world()
+    except InputError as error:
+        return _say(Comm(), f"{name}: error: {error}", BAD_INPUT)
+    try:
+        job(comm)
+    except Answer as answer:
+        if comm.rank == 0:
+            sys.stdout.write(f"{str(answer).rstrip()}\n")
+        return DONE
+    except _Agreed as error:
+        return _say(comm, f"{name}: error: {error}", BAD_INPUT)
+    except InputError as error:
+        return _alone(comm, f"{name}: error: {error}", BAD_INPUT)
+    except NonFiniteError as error:
+        return _say(comm, f"{name}: {error}", NON_FINITE)
+    except KeyboardInterrupt:
+        return _alone(comm, f"{name}: interrupted", INTERRUPTED)
+    except Exception:
+        where = f"[rank {comm.rank} of {comm.size}] " if comm.size > 1 else ""
+        return _end(comm, f"{where}{traceback.format_exc()}", FAILED)
+    return DONE
+
+
+def _say(comm: Comm, message: str, code: int) -> int:
+    """All ranks end in the same way, and rank 0 says why."""
+    if comm.rank == 0:
+        sys.stderr.write(f"{message}\n")
+    return code
+
+
+def _alone(comm: Comm, message: str, code: int) -> int:
+    """This rank ends, most likely like all others: let rank 0 speak, and wait for nobody."""
+    if comm.rank:
+        time.sleep(GRACE)
+    return _end(comm, message, code)
+
+
+def _end(comm: Comm, message: str, code: int) -> int:
+    """Say it in one piece, and end all ranks."""
+    sys.stderr.write(f"{message.rstrip()}\n")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if comm.size > 1:
+        comm.abort(code)
+    return code

@@ -1,0 +1,142 @@
+"""The network of a training run: opening layer, trunk, classifier.
+
+    y_0 = opening(x),    y_N = trunk(y_0),    logits = W y_N + b
+
+Opening layer and classifier are replicated: every rank holds the same weights, drawn from the seed alone.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from lpnet import dynamics, steppers
+from lpnet.choices import require
+from lpnet.config import DTYPES, Config, Trunk
+from lpnet.module import LayerParallel
+from lpnet.sharded import synchronize
+from lpnet.slab import Comm
+from lpnet.stack import generator
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network has to know of the examples that it is made for.
+
+    Args:
+        features: number of features of an example.
+        classes: number of classes.
+        shift: (features,) or (1,) what is subtracted from raw features,
+        scale: (features,) or (1,) and what they are then divided by.
+    """
+
+    features: int
+    classes: int
+    shift: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    scale: np.ndarray = field(default_factory=lambda: np.ones(1))
+
+
+class Pad(nn.Module):
+    """(batch, features) to (batch, width), with zeros behind."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features, self.width = features, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, self.width - self.features))
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {self.width}"
+
+
+class Network(nn.Module):
+    """logits = classifier(trunk(opening(x))); collective.
+
+    Attributes:
+        config: what it was built from.
+        examples: what it was built for.
+
+    Shapes: (batch, features) to (batch, classes), the same on every rank.
+    """
+
+    def __init__(
+        self, config: Config, examples: Examples, opening: nn.Module, trunk: LayerParallel, classifier: nn.Linear
+    ) -> None:
+        super().__init__()
+        self.config, self.examples = config, examples
+        self.opening, self.trunk, self.classifier = opening, trunk, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.trunk(self.opening(x)))  # type: ignore[no-any-return]
+
+    def normalized(self, raw: Any) -> Tensor:
+        """Raw examples (n, features) as the network was trained to see them."""
+        x = (np.asarray(raw, dtype=np.float64) - self.examples.shift) / self.examples.scale
+        return torch.from_numpy(x).to(self.classifier.weight)
+
+    def as_sequential(self) -> nn.Sequential:
+        """An ordinary torch module with all layers on every rank; collective."""
+        return nn.Sequential(self.opening, self.trunk.as_sequential(), self.classifier)
+
+
+def build(config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu") -> Network:
+    """The network with its initial weights, which depend on the seed alone; collective.
+
+    Raises:
+        InputError: the trunk is narrower than the features that `trunk.opening: pad` puts into it.
+    """
+    trunk, seed = config.trunk, config.run.seed
+    like: dict[str, Any] = {"dtype": DTYPES[config.run.dtype], "device": device}
+    own = {key: getattr(trunk, key) for key in trunk.own_options}
+    layer = {key: value for key, value in own.items() if key in ("gamma", "hidden") and value is not None}
+    stepper = {key: value for key, value in own.items() if key == "start" and value is not None}
+    net = Network(
+        config,
+        examples,
+        _opening(trunk, examples.features, seed, like),
+        LayerParallel(
+            dynamics.REGISTRY[trunk.dynamics](width=trunk.width, activation=trunk.activation, **layer),
+            layers=trunk.layers,
+            T=trunk.T,
+            stepper=steppers.REGISTRY[trunk.stepper_name](**stepper),
+            forward=config.solver.forward.options("solver.forward"),
+            adjoint=config.solver.adjoint.options("solver.adjoint"),
+            seed=seed,
+            comm=comm,
+            init=trunk.init,
+            **like,
+        ),
+        _linear("classifier", trunk.width, examples.classes, seed, like),
+    )
+    synchronize(net)
+    return net
+
+
+def check_opening(trunk: Trunk, features: int) -> None:
+    """Require that the features fit into the trunk."""
+    if trunk.opening == "pad":
+        require(features <= trunk.width, "trunk.width", trunk.width, f"at least the {features} features with opening pad")
+
+
+def _opening(trunk: Trunk, features: int, seed: int, like: dict[str, Any]) -> nn.Module:
+    check_opening(trunk, features)
+    if trunk.opening == "pad" or (trunk.opening == "auto" and features == trunk.width):
+        return Pad(features, trunk.width)
+    return _linear("opening", features, trunk.width, seed, like)
+
+
+def _linear(name: str, inputs: int, outputs: int, seed: int, like: dict[str, Any]) -> nn.Linear:
+    """A linear layer with weights and bias uniform in ±1/√inputs, drawn from (seed, name) in float64."""
+    layer = skip_init(nn.Linear, inputs, outputs, **like)
+    source = generator(seed, zlib.crc32(name.encode()))
+    with torch.no_grad():
+        for parameter in (layer.weight, layer.bias):
+            drawn = torch.rand(parameter.shape, generator=source, dtype=torch.float64)
+            parameter.copy_((2 * drawn - 1) / math.sqrt(inputs))
+    return layer  # type: ignore[no-any-return]

@@ -1,0 +1,253 @@
+#!/usr/bin/env python
+"""Benchmarks of lpnet: ratios of medians, all contestants side by side in one run.
+
+    mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
+
+Contestants take turns within each round, so that a change of the machine's speed meets all of them. While one rank
+works alone, the others sleep.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import lpnet
+from lpnet import slab
+
+
+@dataclass
+class Contestant:
+    """A way to compute the gradient: `run` returns those of the input and of all local weights.
+
+    `alone`: rank 0 works by itself, with so many threads.
+    """
+
+    name: str
+    run: Callable[[], tuple[Tensor, list[Tensor]]]
+    alone: bool = False
+    threads: int = 1
+
+
+def smooth_weights(layers: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Weights that vary smoothly with the layer index: a mean and two slow waves, of spectral size about 1."""
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    t = torch.arange(layers, dtype=torch.float64) / layers
+    waves = [torch.ones_like(t), torch.sin(math.pi * t), torch.cos(math.pi * t)]
+    scales = [0.5, 0.25, 0.25]
+    K = sum(s * w[:, None, None] * draw(width, width) / math.sqrt(width) for s, w in zip(scales, waves, strict=True))
+    b = sum(s * w[:, None] * draw(width) * 0.2 for s, w in zip(scales, waves, strict=True))
+    return {"K": torch.as_tensor(K), "b": torch.as_tensor(b)}
+
+
+def of_trunk(trunk: lpnet.LayerParallel, y: Tensor, bar: Tensor) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+    """One gradient by lpnet."""
+    def run() -> tuple[Tensor, list[Tensor]]:
+        trunk.zero_grad(set_to_none=True)
+        x = y.clone().requires_grad_()
+        trunk(x).backward(bar)
+        return x.grad, [p.grad for p in trunk.theta.values()]  # type: ignore[return-value]
+
+    return run
+
+
+def of_plain(net: nn.Sequential, y: Tensor, bar: Tensor) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+    """One gradient by autograd on the plain network."""
+    parameters = list(net.parameters())
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        net.zero_grad(set_to_none=True)
+        x = y.clone().requires_grad_()
+        net(x).backward(bar)
+        return x.grad, [p.grad for p in parameters]  # type: ignore[return-value]
+
+    return run
+
+
+def timed(contestant: Contestant, comm: slab.Comm) -> float:
+    """Seconds until the last rank is done (on rank 0)."""
+    torch.set_num_threads(contestant.threads)
+    comm.barrier()
+    begin = time.perf_counter()
+    if not contestant.alone or comm.rank == 0:
+        contestant.run()
+    comm.barrier(idle=contestant.alone and comm.rank != 0)
+    seconds = time.perf_counter() - begin
+    torch.set_num_threads(1)
+    return seconds
+
+
+def error(found: tuple[Tensor, list[Tensor]], true: tuple[Tensor, list[Tensor]]) -> float:
+    """Gradient error: the larger of the relative errors of the input's and of all weights' gradients."""
+    def relative(a: list[Tensor], b: list[Tensor]) -> float:
+        up = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True))
+        return math.sqrt(up / sum(float(y.double().square().sum()) for y in b))
+
+    return max(relative([found[0]], [true[0]]), relative(found[1], true[1]))
+
+
+def gathered(trunk: lpnet.LayerParallel, found: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """Weight gradients of all layers."""
+    return found[0], [trunk._slab.gather(g) for g in found[1]]
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+    }
+
+
+def processor() -> str:
+    """Name of the processor where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def gradient(args: argparse.Namespace) -> None:
+    """One full gradient: forward, adjoint and weight gradients."""
+    comm = slab.world()
+    dtype = getattr(torch, args.dtype)
+    generator = torch.Generator().manual_seed(args.seed)
+    theta = smooth_weights(args.layers, args.width, generator)
+    y = torch.randn(args.batch, args.width, generator=generator, dtype=torch.float64).to(dtype)
+    bar = torch.randn(args.batch, args.width, generator=generator, dtype=torch.float64).to(dtype)
+
+    def trunk(options: lpnet.MGRIT | lpnet.Serial, on: slab.Comm = comm) -> lpnet.LayerParallel:
+        made = lpnet.LayerParallel(
+            lpnet.dynamics.Dense(args.width), args.layers, args.T, forward=options, adjoint=options, comm=on, dtype=dtype
+        )
+        made.load_state_dict(theta)
+        return made
+
+    alone = trunk(lpnet.Serial(), slab.Comm())
+    plain = alone.as_sequential()
+    m = args.coarsening
+    solvers = {f"Serial({q})": lpnet.Serial(q) for q in ((1,) if comm.size == 1 else (1, 2, 4, 8))}
+    solvers |= {f"MGRIT m={m}, {k}+{k} cycles": lpnet.MGRIT(coarsening=m, cycles=k) for k in (0, 1, 2)}
+    trunks = {name: trunk(options) for name, options in solvers.items()}
+    contestants = [
+        Contestant("autograd, 1 thread", of_plain(plain, y, bar), alone=True),
+        Contestant(f"autograd, {comm.size} threads", of_plain(plain, y, bar), alone=True, threads=comm.size),
+        Contestant("Serial(1), 1 rank", of_trunk(alone, y, bar), alone=True),
+    ]
+    contestants += [Contestant(f"{name}, {comm.size} ranks", of_trunk(t, y, bar)) for name, t in trunks.items()]
+    if comm.size == 1:
+        del contestants[1:3]
+    true = exact_gradient(plain, y, bar)
+    errors = [error(stacked(of_plain(plain, y, bar)()), true)] * (1 if comm.size == 1 else 2)
+    if comm.size > 1:
+        errors.append(error(of_trunk(alone, y, bar)(), true))
+    errors += [error(gathered(t, of_trunk(t, y, bar)()), true) for t in trunks.values()]
+    share = args.layers / comm.size * args.batch * args.width * y.element_size()
+    memory = {"autograd": kept_by_autograd(plain, y) / (comm.size * share)}
+    memory |= {name: comm.agree(kept_by_trunk(t, y)) / share for name, t in trunks.items()}
+    seconds: list[list[float]] = [[] for _ in contestants]
+    for round_ in range(args.rounds + args.warmup):
+        for taken, contestant in zip(seconds, contestants, strict=True):
+            value = timed(contestant, comm)
+            if round_ >= args.warmup:
+                taken.append(value)
+    if comm.rank == 0:
+        report(args, comm.size, contestants, seconds, errors, memory)
+
+
+def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """By autograd in float64, weights stacked."""
+    double = plain.double()
+    true = stacked(of_plain(double, y.double(), bar.double())())
+    plain.to(y.dtype)
+    return true
+
+
+def stacked(found: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of K and b of all layers from those of the plain network's parameters."""
+    return found[0], [torch.stack(found[1][0::2]), torch.stack(found[1][1::2])]
+
+
+def tensors_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind these tensors."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def kept_by_autograd(net: nn.Module, y: Tensor) -> int:
+    """Bytes of states that autograd keeps between forward and backward (weights not counted)."""
+    kept: list[Tensor] = []
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = net(y.clone().requires_grad_())
+    del out
+    return tensors_bytes(t for t in kept if t.untyped_storage().data_ptr() not in weights)
+
+
+def kept_by_trunk(trunk: lpnet.LayerParallel, y: Tensor) -> int:
+    """Bytes that this rank keeps for the adjoint between forward and backward."""
+    out = trunk(y.clone().requires_grad_())
+    tapes = out.grad_fn.solution.tapes  # type: ignore[union-attr]
+    kept = [t for tape in tapes for layers in tape.kept for t in layers]
+    return tensors_bytes([*kept, *(t for tape in tapes for t in (*tape.starts.values(), *tape.ends.values()))])
+
+
+def report(
+    args: argparse.Namespace, ranks: int, contestants: list[Contestant], seconds: list[list[float]], errors: list[float],
+    memory: dict[str, float],
+) -> None:
+    """Print the table and write it as JSON."""
+    rows = []
+    first = statistics.median(seconds[0])
+    print(
+        f"layers {args.layers}, width {args.width}, batch {args.batch}, T {args.T}, {args.dtype}, {ranks} ranks, "
+        f"{args.rounds} rounds"
+    )
+    print(f"{'':36s} {'median ms':>10s} {'ratio':>7s} {'gradient error':>15s}")
+    for contestant, taken, wrong in zip(contestants, seconds, errors, strict=True):
+        median = statistics.median(taken)
+        rows.append({"name": contestant.name, "median_s": median, "ratio": median / first, "gradient_error": wrong})
+        print(f"{contestant.name:36s} {1e3 * median:10.2f} {median / first:7.3f} {wrong:15.1e}")
+    print("kept between forward and backward, largest rank, over (N/P) batch width: ", end="")
+    print(", ".join(f"{name} {value:.3f}" for name, value in memory.items()))
+    if args.json:
+        problem = {key: value for key, value in vars(args).items() if key not in ("json", "run")}
+        Path(args.json).write_text(
+            json.dumps({"problem": problem, "ranks": ranks, "versions": versions(), "rows": rows, "memory": memory}, indent=2) + "\n"
+        )
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("gradient", help="one full gradient against autograd")
+    one.set_defaults(run=gradient)
+    for key, value in {"layers": 256, "width": 32, "batch": 256, "coarsening": 16, "seed": 0}.items():
+        one.add_argument(f"--{key}", type=int, default=value)
+    one.add_argument("--T", type=float, default=4.0)
+    one.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    one.add_argument("--rounds", type=int, default=21)
+    one.add_argument("--warmup", type=int, default=3)
+    one.add_argument("--json", help="write the table to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
