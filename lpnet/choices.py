@@ -1,7 +1,7 @@
 """The sections of the configuration whose keys depend on a choice: solver (kind), optimizer (name), schedule (name).
 
-Keys belong to a choice: ``cycles`` to ``kind: mgrit``, ``betas`` to ``name: adam``. They are null where nobody gave them,
-which means the default of the choice (`resolved` writes it out), and they are an error with another choice.
+Keys belong to a choice: ``cycles`` to ``kind: mgrit``, ``betas`` to ``name: adam``. They are null where nobody gave
+them, which means the default of the choice (`resolved` writes it out), and they are an error with another choice.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ def whole(key: str, given: object, least: int) -> None:
 
 def number(key: str, given: object, low: float = 0.0, high: float = math.inf) -> None:
     """Require a finite number in [low, high]; None passes."""
-    ok = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given) and low <= given <= high
+    finite = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+    ok = finite and low <= given <= high  # type: ignore[operator]
     allowed = f"a finite number of at least {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
     require(ok or given is None, key, given, allowed)
 
@@ -96,7 +97,7 @@ class Solver:
 
     Args:
         kind: mgrit (iterative, parallel over the layers) or serial (exact, a pipeline through the ranks).
-        coarsening: mgrit: factor m between a level and the next coarser one; one, or one for each coarsening. Default 16.
+        coarsening: mgrit: factor m between a level and the next; one number, or one for each coarsening. Default 16.
         levels: mgrit: number of levels, at most. Default 2.
         cycles: mgrit: multigrid cycles per solve; 0 is allowed with the initial guess coarse. Default 1.
         relaxation: mgrit: F, or FCF (one more sweep a cycle). Default F.
@@ -163,6 +164,10 @@ class Solvers:
         self.forward.options("solver.forward")
         self.adjoint.options("solver.adjoint")
 
+    def resolved(self) -> "Solvers":
+        """With the numbers of both written out."""
+        return Solvers(self.forward.resolved(), self.adjoint.resolved())
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -204,7 +209,8 @@ class Optimizer:
         if self.betas is not None:
             ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
-        require(not self.nesterov or bool(self.momentum), "optimizer.nesterov", self.nesterov, "only with momentum above 0")
+        ok = not self.nesterov or bool(self.momentum)
+        require(ok, "optimizer.nesterov", self.nesterov, "with momentum above 0 only, it is")
         owned("optimizer", self.name, self.given(), optimizer_options(self.name))
 
     def given(self) -> dict[str, Any]:
@@ -229,7 +235,7 @@ class Schedule:
 
     Args:
         name: constant, linear, cosine, polynomial, exponential, step, onecycle.
-        warmup: steps over which the learning rate first grows linearly to its value (onecycle brings its own).
+        warmup: steps, at most half of all, over which the learning rate first grows linearly (not for onecycle).
         final: linear, cosine: last learning rate as a fraction of the first. Default 0.
         power: polynomial: exponent. Default 1.
         gamma: exponential: factor of each step, default 0.99; step: factor every step_size steps, default 0.1.

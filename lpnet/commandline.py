@@ -2,9 +2,9 @@
 
     defaults  <  preset  <  --config files, in order  <  --section.key of the command line
 
-A layer that makes a choice (``--solver.forward.kind serial``, ``--optimizer.name sgd``, ``--training.epochs 3``) also takes
-back what the layers below it gave for another choice (``cycles``, ``betas``, ``steps``); two that contradict each other in
-one layer are an error. Whatever cannot be used is an `InputError` of one line.
+A layer that makes a choice (``--solver.forward.kind serial``, ``--optimizer.name sgd``, ``--training.epochs 3``) also
+takes back what the layers below it gave for another choice (``cycles``, ``betas``, ``steps``); what contradicts itself
+within one layer is an error. Whatever cannot be used is an `InputError` of one line.
 """
 
 import argparse
@@ -40,10 +40,12 @@ def parse(arguments: Sequence[str]) -> Config:
         InputError: a key, value or file that cannot be used.
         Answer: help, version or configuration were asked for.
     """
-    given = _flat(_one_line(lambda: _parser().parse_args(list(arguments), defaults=False)))
+    given = _flat(one_line(lambda: _parser().parse_args(list(arguments), defaults=False)))
     wants = [key for key in ("help", "version", "print_config") if given.pop(key, False)]
     layers = [_file(path) for path in given.pop("config", None) or []] + [_checked(given)]
-    preset = next((layer["preset"] for layer in reversed(layers) if layer.get("preset") is not None), DEFAULT_PRESET)
+    preset = DEFAULT_PRESET
+    for layer in layers:
+        preset = layer.pop("preset", None) or preset
     if preset not in PRESETS:
         raise InputError(f"preset: {preset!r} given, one of {', '.join(PRESETS)} allowed")
     values = overlay(_flat(as_dict(Config())), _flat(PRESETS[preset]))
@@ -59,7 +61,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """The configuration of nested dicts (such as `as_dict` makes), with types and values checked."""
-    _one_line(lambda: _parser().parse_object(dict(values), defaults=False))
+    one_line(lambda: _parser().parse_object(dict(values), defaults=False))
     return _made(Config, values)
 
 
@@ -129,8 +131,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML")
     for section in dataclasses.fields(Config):
         if section.name != "preset":
-            assert not isinstance(section.default_factory, type(dataclasses.MISSING))
-            parser.add_argument(f"--{section.name}", type=section.type, default=section.default_factory())
+            parser.add_argument(f"--{section.name}", type=section.type, default=getattr(Config(), section.name))
     return parser
 
 
@@ -152,9 +153,9 @@ def _file(path: str) -> Flat:
     except yaml.YAMLError as error:
         raise InputError(f"--config: {path!r} given, which is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
-        raise InputError(f"--config: {path!r} given, which holds no mapping; lines like 'trunk:' and '  layers: 64' allowed")
+        raise InputError(f"--config: {path!r} given, no mapping; lines like 'trunk:', '  layers: 64' allowed")
     try:
-        values = _flat(_one_line(lambda: _parser().parse_string(text, defaults=False)))
+        values = _flat(one_line(lambda: _parser().parse_string(text, defaults=False)))
         return _checked({key: value for key, value in values.items() if not (value is None and key in _sections())})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -197,8 +198,8 @@ def _made(kind: type[Parsed], values: Mapping[str, Any]) -> Parsed:
     for key, hint in get_type_hints(kind).items():
         if key in values:
             value = values[key]
-            made[key] = _made(hint, value) if dataclasses.is_dataclass(hint) else value
-            made[key] = tuple(value) if isinstance(value, list) else made[key]
+            part = _made(hint, value) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else value
+            made[key] = tuple(part) if isinstance(part, list) else part
     return kind(**made)
 
 
@@ -220,7 +221,7 @@ def _sections() -> set[str]:
 # ---- errors in one line --------------------------------------------------------------------------------------------
 
 
-def _one_line(parse: Callable[[], Parsed]) -> Parsed:
+def one_line(parse: Callable[[], Parsed]) -> Parsed:
     """Call jsonargparse, and turn its errors into one line in the form of all others."""
     try:
         return parse()
@@ -233,7 +234,7 @@ def _said(message: str) -> str:
     wrong = re.search(r'Parser key "([^"]+)":', message)
     if wrong and wrong[1] in leaves():
         given = re.search(r"Got value: (.*)|Given value: (.*)", message)
-        value = (given[1] or given[2] or "") if given else "an unusable value"
+        value = str(given[1] or given[2]) if given else "an unusable value"
         return f"{wrong[1]}: {value} given, {_words(leaves()[wrong[1]])} allowed"
     if wrong and wrong[1] in _sections():
         return f"{wrong[1]}: no mapping of its keys given; give them as --{wrong[1]}.KEY VALUE"
@@ -266,7 +267,6 @@ def _words(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_words(part) for part in get_args(hint))
     if get_origin(hint) is tuple:
-        many = get_args(hint)[-1] is Ellipsis
-        return f"a list of {'' if many else len(get_args(hint)) + 0} numbers".replace("  ", " ")
+        return "a list of numbers" if get_args(hint)[-1] is Ellipsis else f"a list of {len(get_args(hint))} numbers"
     plain = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "null"}
     return plain.get(hint, str(hint))

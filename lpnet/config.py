@@ -1,8 +1,8 @@
 """The configuration of a training run: a frozen dataclass for each section, which validates itself.
 
-The values come from four layers, each of which overrides the one before: the defaults here, a preset, ``--config`` files,
-the command line (see `lpnet.commandline`). An impossible value is an `InputError` that names the key, what was given and
-what is allowed.
+The values come from four layers, each of which overrides the one before: the defaults here, a preset, ``--config``
+files, the command line (see `lpnet.commandline`). An impossible value is an `InputError` that names the key, what was
+given and what is allowed.
 """
 
 import dataclasses

@@ -100,9 +100,9 @@ def _warnings(comm: slab.Comm) -> list[str]:
 
 def as_text(facts: dict[str, Any]) -> str:
     """The facts of `collect` as lines of a name and a value."""
-    mpi = facts["mpi"]
+    mpi, reason = facts["mpi"], facts["mpi_error"]
     rows = {name: facts[name] for name in ("lpnet", "python", *_PACKAGES)}
-    rows["MPI"] = f"{mpi['name']} {mpi['version']} (standard {mpi['standard']})" if mpi else f"none: {facts['mpi_error']}"
+    rows["MPI"] = f"{mpi['name']} {mpi['version']} (standard {mpi['standard']})" if mpi else f"none: {reason}"
     rows["CUDA-aware MPI"] = "yes" if mpi and mpi["cuda_aware"] else "no"
     rows["launcher"] = facts["launcher"] or "none (serial)"
     rows["ranks"] = facts["ranks"]

@@ -9,12 +9,11 @@
 | interrupted | 130 | rank 0, one line |
 | any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
 
-Where a rank may find fault alone (a file that only its machine cannot read), the work stands in ``with together(comm)``,
-which raises the error on all ranks. An error that one rank raises anywhere else ends all ranks by `Comm.abort` within
-seconds, since the others wait for a message from it.
+Where a rank may find fault alone (a file that only its machine cannot read), the work stands in
+``with together(comm)``, which raises the error on all ranks. An error that one rank raises anywhere else ends all ranks
+by `Comm.abort` within seconds, since the others wait for a message from it.
 """
 
-import os
 import sys
 import time
 import traceback

@@ -73,7 +73,7 @@ class Network(nn.Module):
         self.opening, self.trunk, self.classifier = opening, trunk, classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.trunk(self.opening(x)))  # type: ignore[no-any-return]
+        return self.classifier(self.trunk(self.opening(x)))
 
     def normalized(self, raw: Any) -> Tensor:
         """Raw examples (n, features) as the network was trained to see them."""
@@ -121,7 +121,8 @@ def build(config: Config, examples: Examples, comm: Comm, device: torch.device |
 def check_opening(trunk: Trunk, features: int) -> None:
     """Require that the features fit into the trunk."""
     if trunk.opening == "pad":
-        require(features <= trunk.width, "trunk.width", trunk.width, f"at least the {features} features with opening pad")
+        allowed = f"at least the {features} features with opening pad"
+        require(features <= trunk.width, "trunk.width", trunk.width, allowed)
 
 
 def _opening(trunk: Trunk, features: int, seed: int, like: dict[str, Any]) -> nn.Module:
@@ -139,4 +140,4 @@ def _linear(name: str, inputs: int, outputs: int, seed: int, like: dict[str, Any
         for parameter in (layer.weight, layer.bias):
             drawn = torch.rand(parameter.shape, generator=source, dtype=torch.float64)
             parameter.copy_((2 * drawn - 1) / math.sqrt(inputs))
-    return layer  # type: ignore[no-any-return]
+    return layer

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from lpnet.data import DataSet
@@ -99,7 +99,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, format="png", metadata={"Software": None})
+    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
 
 
 def _series(records: Iterable[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
@@ -127,8 +127,9 @@ def _draw_loss(ax: Axes, loss: NDArray[np.float64]) -> None:
         ax.plot(at, mean, label=f"mean of {window} steps", linewidth=1.8, color=OKABE_ITO[0])
     if values.min() > 0:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(LogFormatter())
-        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.0, 0.4)))
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_major_formatter(plain)
+        ax.yaxis.set_minor_formatter(plain if values.max() < 8 * values.min() else NullFormatter())
     if len(values) == 1:
         ax.set_xlim(steps[0] - 1, steps[0] + 1)
     ax.legend(frameon=False)
@@ -211,8 +212,9 @@ def _draw_legend(figure: Figure, colors: NDArray[np.float64], title: str) -> Non
     """One entry a class, beside the picture: its marker on the colour of its region."""
     handles: list[Any] = []
     for c, color in enumerate(colors[:MOST_LEGEND]):
+        r, g, b = _tint(color)
         marker = Line2D([], [], color=color, marker=MARKERS[c % len(MARKERS)], linestyle="none", markersize=6)
-        handles.append((Patch(facecolor=_tint(color), edgecolor="none"), marker))
+        handles.append((Patch(facecolor=(float(r), float(g), float(b)), edgecolor="none"), marker))
     names = [str(c) for c in range(len(handles))]
     if len(colors) > MOST_LEGEND:
         handles.append(Line2D([], [], linestyle="none"))

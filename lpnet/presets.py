@@ -1,4 +1,4 @@
-"""The presets of `lpnet.train`: small problems, each with all its numbers, that train well in about two minutes on two cores.
+"""The presets of `lpnet.train`: small problems that train well in two minutes on two cores, with all their numbers.
 
 A preset is a layer of the configuration over the defaults (see `lpnet.commandline`): sections, keys, values.
 """

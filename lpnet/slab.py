@@ -9,9 +9,11 @@ CUDA-aware) are staged through the host. `Comm` itself is the serial twin: one r
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -189,7 +191,23 @@ def _mpi_world() -> Comm:
     mpi_details()
     from mpi4py import MPI
 
-    return MPIComm(MPI.COMM_WORLD)
+    comm = MPIComm(MPI.COMM_WORLD)
+    if comm.size > 1:
+        _end_together(comm)
+    return comm
+
+
+def _end_together(comm: Comm) -> None:
+    """An exception that nobody catches ends all ranks: the others would wait for this one for ever."""
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(f"lpnet: rank {comm.rank} of {comm.size} failed:", file=sys.stderr)
+        report(kind, error, trace)
+        sys.stderr.flush()
+        comm.abort(1)
+
+    sys.excepthook = hook
 
 
 def as_comm(comm: Any) -> Comm:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lpnet.dynamics.base import Dynamics, affine
 from lpnet.fields import DenseWeights
@@ -16,7 +17,7 @@ class Dense(Dynamics):
         self.b = nn.Parameter(torch.zeros(width))
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.sigma(y @ self.K.T + self.b)
+        return self.sigma(linear(y, self.K, self.b))
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
         return {"f": DenseWeights(affine(theta["K"], theta["b"]))}
@@ -33,7 +34,7 @@ class TwoLayer(Dynamics):
         self.K2 = nn.Parameter(torch.zeros(width, hidden))
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.sigma(y @ self.K1.T + self.b) @ self.K2.T
+        return linear(self.sigma(linear(y, self.K1, self.b)), self.K2)
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
         return {"f": DenseWeights(affine(theta["K1"], theta["b"]), theta["K2"])}
@@ -55,7 +56,7 @@ class Antisymmetric(Dynamics):
         return K - K.transpose(-1, -2) - self.gamma * torch.eye(self.width, dtype=K.dtype, device=K.device)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.sigma(y @ self._matrix(self.K).T + self.b)
+        return self.sigma(linear(y, self._matrix(self.K), self.b))
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
         return {"f": DenseWeights(affine(self._matrix(theta["K"]), theta["b"]))}

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lpnet.dynamics.base import Dynamics, affine
 from lpnet.fields import DenseWeights
@@ -24,11 +25,11 @@ class Hamiltonian(Dynamics):
 
     def kick(self, y: Tensor) -> Tensor:
         """dz/dt."""
-        return -self.sigma(y @ self.K.T + self.b)
+        return -self.sigma(linear(y, self.K, self.b))
 
     def drift(self, z: Tensor) -> Tensor:
         """dy/dt."""
-        return self.sigma(z @ self.K + self.b)
+        return self.sigma(linear(z, self.K.T, self.b))
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
         K, b = theta["K"], theta["b"]

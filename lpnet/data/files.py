@@ -1,0 +1,176 @@
+"""The user's own examples: features (n, width) and labels (n,) from a .npz, .h5 or .csv file.
+
+Nothing that is read is trusted: every array is checked for type, shape, finite values and possible labels, and
+pickled objects are refused.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lpnet.data.base import LARGEST, LARGEST_LABEL, DataOptions, DataSet, Floats, Ints, bad, reading, split
+
+Raw = tuple[Any, Any]  # features and labels as they are in the file; labels None where there are none
+
+_FORMS = "a .npz, .h5, .hdf5 or .csv file"
+
+
+def read_examples(
+    path: str | Path, features: str = "x", labels: str = "y", width: int | None = None, classes: int | None = None
+) -> tuple[Floats, Ints | None]:
+    """Checked examples of a file.
+
+    Args:
+        path: a .npz, .h5, .hdf5 or .csv file; in a .csv the last column is the label, and a line of header may be
+            there.
+        features: key of the features in a .npz or .h5 file.
+        labels: key of the labels.
+        width: number of features that a trained network needs: then labels may be missing (in a .csv, their column).
+        classes: number of classes, if known: the labels must be below.
+
+    Returns:
+        features (n, width), and labels (n,) or None.
+
+    Raises:
+        InputError: the file is missing, unreadable or empty, a key is not in it, or an array is not what it should be.
+    """
+    path = Path(path).expanduser()
+    readers: dict[str, Callable[..., Raw]] = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".csv": _csv}
+    if path.suffix.lower() not in readers:
+        raise bad("path", repr(str(path)), f"{_FORMS}")
+    if path.is_dir():
+        raise bad("path", f"{str(path)!r} (a folder)", f"{_FORMS}")
+    with reading(path, f"a readable {path.suffix} file without pickled objects"):
+        x, y = readers[path.suffix.lower()](path, features, labels, width)
+    x = _checked_features(x, width)
+    return x, None if y is None else _checked_labels(y, len(x), classes)
+
+
+def file(options: DataOptions, seed: int) -> DataSet:
+    """The user's examples, split into training and validation."""
+    assert options.path is not None  # DataOptions has checked it
+    x, y = read_examples(options.path, options.features, options.labels, classes=options.classes)
+    assert y is not None  # without a width to fit, labels are required
+    classes = options.classes or _counted_classes(y)
+    return split(options, x, y, classes, seed)
+
+
+def _npz(path: Path, features: str, labels: str, width: int | None) -> Raw:
+    with path.open("rb") as stream:
+        archive = np.load(stream, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise bad("path", f"{str(path)!r} (a single array)", "a .npz file with features and labels")
+        return _pick(archive.files, archive.__getitem__, features, labels, width)
+
+
+def _hdf5(path: Path, features: str, labels: str, width: int | None) -> Raw:
+    keys: list[str] = []
+
+    def note(key: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            keys.append(key)
+
+    with h5py.File(path, "r") as archive:
+        archive.visititems(note)
+        return _pick(keys, lambda key: archive[key][()], features.strip("/"), labels.strip("/"), width)
+
+
+def _pick(keys: Sequence[str], read: Callable[[str], Any], features: str, labels: str, width: int | None) -> Raw:
+    found = "one of the keys in the file (" + (", ".join(keys) or "there are none") + ")"
+    if features not in keys:
+        raise bad("features", repr(features), found)
+    if labels not in keys and width is None:
+        raise bad("labels", repr(labels), found)
+    return read(features), read(labels) if labels in keys else None
+
+
+def _csv(path: Path, features: str, labels: str, width: int | None) -> Raw:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        lines = [line for line in stream if line.strip() and not line.startswith("#")]
+    if lines and _is_header(next(csv.reader(lines))):
+        lines = lines[1:]
+    if not lines:
+        raise bad("path", f"{str(path)!r} (no examples in it)", "at least one line of numbers")
+    table = np.loadtxt(lines, delimiter=",", ndmin=2, quotechar='"')
+    if table.shape[1] == width:
+        return table, None
+    if table.shape[1] < 2:
+        raise bad("path", f"{str(path)!r} (one column)", "columns of features, then one of labels")
+    return table[:, :-1], table[:, -1]
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Whether a line is names, not numbers; also 0, 1, 2, ..., name, as pandas writes columns without names.
+
+    A line with some other mix is a data line with a slip in it, which must not be dropped.
+    """
+    numbers = [_is_number(cell) for cell in cells]
+    if not any(numbers):
+        return all(cell.strip() for cell in cells)
+    counted = [cell.strip() for cell in cells[:-1]] == [str(i) for i in range(len(cells) - 1)]
+    return counted and len(cells) > 2 and bool(cells[-1].strip()) and not numbers[-1]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _numeric(key: str, array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise bad(key, f"an array of type {array.dtype}", "real numbers")
+    return array
+
+
+def _checked_features(array: Any, width: int | None) -> Floats:
+    x = _numeric("features", array)
+    if x.ndim != 2:
+        raise bad("features", f"an array of shape {x.shape}", "(examples, features), images reshaped to rows")
+    if x.size == 0:
+        raise bad("features", f"an empty array of shape {x.shape}", "at least one example and one feature")
+    if width is not None and x.shape[1] != width:
+        raise bad("features", f"{x.shape[1]} features", f"the {width} that the network was trained with")
+    x = x.astype(np.float64)
+    wrong = np.argwhere(~(np.abs(x) <= LARGEST))  # so written, NaN is wrong too
+    if len(wrong):
+        i, j = wrong[0]
+        given = f"{x[i, j]} as feature {j} of example {i} (counted from 0)"
+        raise bad("features", given, f"finite numbers up to {LARGEST:g}")
+    return x
+
+
+def _checked_labels(array: Any, examples: int, classes: int | None) -> Ints:
+    y = _numeric("labels", array)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise bad("labels", f"an array of shape {y.shape}", "(examples,), class numbers and not rows of 0 and 1")
+    if len(y) != examples:
+        raise bad("labels", f"{len(y)} labels for {examples} examples", "one label for each example")
+    largest = LARGEST_LABEL if classes is None else classes - 1
+    y = y.astype(np.int64) if y.dtype.kind == "b" else y
+    wrong = np.flatnonzero(~((y >= 0) & (y <= largest) & (y == np.floor(y))))
+    if len(wrong):
+        given = f"label {y[wrong[0]]} of example {wrong[0]} (counted from 0)"
+        raise bad("labels", given, f"whole numbers 0...{largest}")
+    return y.astype(np.int64)
+
+
+def _counted_classes(y: Ints) -> int:
+    present = np.unique(y)
+    classes = int(present[-1]) + 1
+    if classes < 2:
+        raise bad("labels", "only label 0", "at least two classes")
+    if len(present) < classes:
+        missing = int(np.setdiff1d(np.arange(classes), present)[0])
+        given = f"labels up to {classes - 1}, but none that is {missing}"
+        raise bad("labels", given, "labels 0, 1, 2, ... without a gap (or data.classes, to allow empty classes)")
+    return classes

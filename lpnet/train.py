@@ -1,0 +1,124 @@
+"""Train a network in parallel over its layers: the main job.
+
+    python -m lpnet.train [PRESET] [--config FILE.yaml] [--section.key VALUE ...]
+    mpirun -n 4 python -m lpnet.train digits --trunk.layers 256 --run.dir runs/mine
+
+Exit codes: see `lpnet.launch`.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lpnet import data, launch, modelfile
+from lpnet.choices import require
+from lpnet.commandline import parse
+from lpnet.config import Config
+from lpnet.data import DataSet
+from lpnet.errors import NonFiniteError
+from lpnet.log import MODEL, RunLog, new_folder
+from lpnet.network import Examples, Network, build, check_opening
+from lpnet.slab import Comm
+from lpnet.training.loop import Record, Tensors, fit
+from lpnet.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the arguments say (those of the process, if None); the exit code. Collective."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return launch.run("lpnet.train", lambda comm: job(comm, given))
+
+
+def job(comm: Comm, arguments: Sequence[str]) -> None:
+    """One run, from the arguments to the run folder; collective."""
+    start = time.perf_counter()
+    with launch.together(comm):
+        config = parse(arguments)
+        dataset = data.load(config.data, config.run.seed)
+        check(config, dataset)
+    device = set_up(config, comm)
+    folder = new_folder(comm, config)
+    examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
+    net = build(config, examples, comm, device)
+    log = RunLog(comm, folder, config, config.training.total_steps(len(dataset.train_y)))
+    log.say(f"{config.preset}: {config.trunk.layers} layers on {comm.size} rank{'s' * (comm.size > 1)}, in {folder}")
+    try:
+        record = fit(net, Tensors.of(dataset, net.classifier.weight), log)
+    except NonFiniteError as error:
+        modelfile.save(folder / MODEL, net)
+        raise NonFiniteError(f"{error}: {folder / MODEL}") from None
+    finally:
+        log.close()
+    report(net, dataset, log, summary(config, record, comm, time.perf_counter() - start))
+
+
+def check(config: Config, dataset: DataSet) -> None:
+    """Require what only the data can tell: that batch, trunk and dtype fit them."""
+    n = len(dataset.train_y)
+    batch = config.training.batch
+    require(batch is None or batch <= n, "training.batch", batch, f"at most the {n} training examples")
+    check_opening(config.trunk, dataset.features)
+    if config.run.dtype == "float32":
+        largest = float(max(np.abs(dataset.train_x).max(), np.abs(dataset.val_x).max()))
+        ok = largest <= float(np.finfo(np.float32).max)
+        require(ok, "run.dtype", "float32", f"float64 for features as large as {largest:g}")
+
+
+def set_up(config: Config, comm: Comm) -> torch.device:
+    """Threads, determinism and this rank's device."""
+    local_rank, local_size = getattr(comm, "local_rank", 0), getattr(comm, "local_size", 1)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    elif "OMP_NUM_THREADS" not in os.environ and local_size > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if config.run.device == "cuda":
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device(config.run.device)
+
+
+def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str, Any]:
+    """What the run amounts to; accuracies and losses at the end are those of an exact, serial evaluation."""
+    keys = ("loss", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    return {
+        "preset": config.preset,
+        "steps": record["step"],
+        "epochs": record["epoch"],
+        **{key: record[key] for key in keys},
+        "evaluation": "serial",
+        "ranks": comm.size,
+        "layers": config.trunk.layers,
+        "wall_s": round(wall, 3),
+        "seed": config.run.seed,
+        "dtype": config.run.dtype,
+        "device": config.run.device,
+        "lpnet": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def report(net: Network, dataset: DataSet, log: RunLog, results: dict[str, Any]) -> None:
+    """Model, summary and pictures into the run folder, and a line to read; collective."""
+    folder: Path = log.folder
+    modelfile.save(folder / MODEL, net)
+    plain = net.as_sequential().eval()
+    log.summarize(results)
+    log.draw(plain, dataset, net.classifier.weight)
+    log.say(
+        f"{results['steps']} steps in {results['wall_s']:.1f} s: loss {results['loss']:.4g}, accuracy "
+        f"{results['train_accuracy']:.2%} training, {results['val_accuracy']:.2%} validation (exact evaluation)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

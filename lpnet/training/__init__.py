@@ -1,0 +1,1 @@
+"""Training: the loop, and torch's optimizers and schedules from their options."""

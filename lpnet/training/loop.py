@@ -1,0 +1,191 @@
+"""The training loop: in each step the gradient of
+
+    cross entropy(net(x), c)  +  regularisers of the trunk  +  ½ α_c |W|² of the classifier
+
+on a batch (x, c), by the forward and the adjoint solver of the configuration, and one update by torch's optimizer.
+Accuracies come from an exact, serial propagation, never from an inexact solve.
+"""
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lpnet import regularizers
+from lpnet.data import DataSet
+from lpnet.errors import NonFiniteError
+from lpnet.network import Network
+from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
+from lpnet.training.updates import make_optimizer, make_schedule
+
+Record = dict[str, Any]
+
+CHUNK = 2048  # examples that an exact evaluation propagates at once
+
+
+class Log(Protocol):
+    """What the loop tells of itself."""
+
+    def step(self, record: Record) -> None:
+        """One step is done."""
+
+    def warn(self, message: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The examples on the device: features (n, features) in the dtype of the run, labels (n,)."""
+
+    train_x: Tensor
+    train_y: Tensor
+    val_x: Tensor
+    val_y: Tensor
+
+    @classmethod
+    def of(cls, data: DataSet, like: Tensor) -> "Tensors":
+        """The examples of a data set, in dtype and on the device of a tensor."""
+        x = (torch.from_numpy(np.ascontiguousarray(a)).to(like) for a in (data.train_x, data.val_x))
+        y = (torch.from_numpy(np.ascontiguousarray(a)).to(like.device) for a in (data.train_y, data.val_y))
+        train_x, val_x = x
+        train_y, val_y = y
+        return cls(train_x, train_y, val_x, val_y)
+
+
+def fit(net: Network, data: Tensors, log: Log) -> Record:
+    """Train the network as its configuration says; collective.
+
+    Args:
+        net: is changed in place.
+        data: the examples, equal on all ranks.
+        log: is told each step.
+
+    Returns:
+        The record of the last step, with the accuracies at the end.
+
+    Raises:
+        NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
+    """
+    config, options = net.config, net.config.training
+    steps = options.total_steps(len(data.train_y))
+    optimizer = make_optimizer(config.optimizer, net.parameters())
+    schedule = make_schedule(config.schedule, optimizer, steps)
+    penalties = _penalties(net)
+    record: Record = {}
+    good = _copies(net)
+    batches = _batches(data, options.batch, config.run.seed)
+    for step in range(1, steps + 1):
+        start = time.perf_counter()
+        epoch, x, y = next(batches)
+        optimizer.zero_grad()
+        fitting = cross_entropy(net(x), y)
+        loss = sum((penalty() for penalty in penalties), fitting)
+        loss.backward()
+        norm = _gradient_norm(net, config.optimizer.clip)
+        record = {"step": step, "epoch": epoch, "loss": loss.item(), "cross_entropy": fitting.item()}
+        record |= {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], **_solves(net)}
+        if not (math.isfinite(record["loss"]) and math.isfinite(norm)):
+            log.step(record | {"seconds": time.perf_counter() - start})
+            _restore(net, good)
+            raise NonFiniteError(_stopped(record))
+        good = _copies(net)
+        optimizer.step()
+        if step < steps:  # a schedule is made for so many steps, and not one more
+            schedule.step()
+        record["seconds"] = time.perf_counter() - start
+        if step == steps or (options.validate_every and step % options.validate_every == 0):
+            record |= evaluate(net, data)
+            if synchronize(net):
+                log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
+        log.step(record)
+    return record
+
+
+def evaluate(net: Network, data: Tensors) -> Record:
+    """Loss (cross entropy) and accuracy on training and validation data, by exact serial propagation; collective."""
+    found: Record = {}
+    for name, x, y in (("train", data.train_x, data.train_y), ("val", data.val_x, data.val_y)):
+        logits = predict(net, x)
+        found[f"{name}_loss"] = cross_entropy(logits.double(), y).item()
+        found[f"{name}_accuracy"] = (logits.argmax(dim=1) == y).double().mean().item()
+    return found
+
+
+def predict(net: Network, x: Tensor) -> Tensor:
+    """Logits (n, classes) of normalised features (n, features), by exact serial propagation; collective."""
+    before = net.training
+    net.eval()
+    try:
+        with exact(net), torch.no_grad():
+            return torch.cat([net(part) for part in x.split(CHUNK)])
+    finally:
+        net.train(before)
+
+
+def _penalties(net: Network) -> list[Callable[[], Tensor]]:
+    options = net.config.regularizer
+    found: list[Callable[[], Tensor]] = []
+    if options.tikhonov:
+        found.append(regularizers.Tikhonov(net.trunk, options.tikhonov))
+    if options.ddt:
+        found.append(regularizers.TimeDerivative(net.trunk, options.ddt))
+    if options.classifier:
+        found.append(lambda: 0.5 * options.classifier * net.classifier.weight.square().sum())
+    return found
+
+
+def _batches(data: Tensors, size: int | None, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Epoch after epoch (counted from 1) of batches, each epoch in an order drawn from (seed, epoch)."""
+    n, epoch = len(data.train_y), 0
+    while True:
+        epoch += 1
+        if size is None or size >= n:
+            yield epoch, data.train_x, data.train_y
+            continue
+        rng = np.random.default_rng([seed, zlib.crc32(b"order of examples"), epoch])
+        order = torch.from_numpy(rng.permutation(n)).to(data.train_y.device)
+        for part in order.split(size):
+            yield epoch, data.train_x[part], data.train_y[part]
+
+
+def _gradient_norm(net: Network, largest: float | None) -> float:
+    """Norm of the whole gradient, which is scaled down to `largest`, if that is given; collective."""
+    parameters = list(net.parameters())
+    return float(grad_norm(parameters) if largest is None else clip_grad_norm_(parameters, largest))
+
+
+def _solves(net: Network) -> Record:
+    """Cycles and residuals of the last two solves."""
+    info = net.trunk.info
+    found: Record = {}
+    for name, one in (("forward", info.forward), ("adjoint", info.adjoint)):
+        if one is not None:
+            found |= {f"cycles_{name}": one.cycles, f"residuals_{name}": list(one.residuals)}
+    return found
+
+
+def _copies(net: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def _restore(net: nn.Module, values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for p, value in zip(net.parameters(), values, strict=True):
+            p.copy_(value)
+
+
+def _stopped(record: Record) -> str:
+    which = "loss" if not math.isfinite(record["loss"]) else "grad_norm"
+    step = record["step"]
+    kept = f"the last good weights, those of step {step - 1}, are kept" if step > 1 else "the initial weights are kept"
+    return (
+        f"step {step}: the {which.replace('grad_norm', 'norm of the gradient')} is {record[which]} "
+        f"(learning rate {record['lr']:g}); a smaller optimizer.lr, optimizer.clip or trunk.T may help; {kept}"
+    )
