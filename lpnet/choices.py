@@ -226,7 +226,8 @@ class Optimizer:
 def optimizer_options(name: str) -> dict[str, Any]:
     """Options that belong to this optimizer, with torch's defaults."""
     names = tuple(f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "clip"))
-    return defaults_of(OPTIMIZERS[name], names)
+    found = defaults_of(OPTIMIZERS[name], names)
+    return {key: float(value) if type(value) is int else value for key, value in found.items()}
 
 
 @dataclass(frozen=True)

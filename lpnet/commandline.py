@@ -74,14 +74,14 @@ def overlay(lower: Flat, upper: Flat) -> Flat:
     """The values of `upper` over those of `lower`, without those of `lower` that belong to choices which are undone."""
     defaults = _flat(as_dict(Config()))
     undone = {key: defaults[key] for key in _undone(lower, upper)}
+    for one, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
+        if upper.get(one) is not None:
+            undone[other] = None
     return lower | undone | upper
 
 
 def _undone(lower: Flat, upper: Flat) -> Iterator[str]:
     """Keys of `lower` that what `upper` chooses makes meaningless."""
-    for one, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
-        if upper.get(one) is not None and upper.get(other) is None:
-            yield other
     if upper.get("data.name", lower["data.name"]) != lower["data.name"]:
         yield from (key for key in lower if key.startswith("data.") and key != "data.name")
     choices: tuple[tuple[str, str, Mapping[str, Any], Callable[[str], Mapping[str, Any]]], ...] = (
@@ -92,7 +92,7 @@ def _undone(lower: Flat, upper: Flat) -> Iterator[str]:
     )
     for section, choice, known, options in choices:
         chosen = upper.get(f"{section}.{choice}")
-        if chosen in known:
+        if isinstance(chosen, str) and chosen in known:
             own = {choice, *options(chosen)}
             yield from (key for key in lower if key.startswith(section + ".") and key.rpartition(".")[2] not in own)
     yield from _undone_trunk(lower, upper)

@@ -270,7 +270,8 @@ def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
             least, what = len(levels[1]) - 1, f"intervals of {levels[1][1]} layers"
     if comm.rank == 0 and comm.size > least:
         warnings.warn(
-            f"lpnet: {comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level", stacklevel=3
+            f"lpnet: {comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level",
+            stacklevel=3,
         )
 
 

@@ -202,7 +202,7 @@ def _end_together(comm: Comm) -> None:
     report = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        print(f"lpnet: rank {comm.rank} of {comm.size} failed:", file=sys.stderr)
+        sys.stderr.write(f"lpnet: rank {comm.rank} of {comm.size} failed:\n")
         report(kind, error, trace)
         sys.stderr.flush()
         comm.abort(1)

@@ -107,7 +107,8 @@ class Stack:
 
     def _draw_user(self, seed: int, layer: int) -> Weights:
         module = copy.deepcopy(self.module)
-        resets = [m.reset_parameters for m in module.modules() if callable(getattr(m, "reset_parameters", None))]
+        found = [getattr(m, "reset_parameters", None) for m in module.modules()]
+        resets = [reset for reset in found if callable(reset)]
         if not resets:
             raise InputError('init: "random" given, but the dynamics has no reset_parameters(); "constant" allowed')
         with torch.random.fork_rng(devices=[]):

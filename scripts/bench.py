@@ -133,7 +133,13 @@ def gradient(args: argparse.Namespace) -> None:
 
     def trunk(options: lpnet.MGRIT | lpnet.Serial, on: slab.Comm = comm) -> lpnet.LayerParallel:
         made = lpnet.LayerParallel(
-            lpnet.dynamics.Dense(args.width), args.layers, args.T, forward=options, adjoint=options, comm=on, dtype=dtype
+            lpnet.dynamics.Dense(args.width),
+            args.layers,
+            args.T,
+            forward=options,
+            adjoint=options,
+            comm=on,
+            dtype=dtype,
         )
         made.load_state_dict(theta)
         return made
@@ -167,7 +173,8 @@ def gradient(args: argparse.Namespace) -> None:
             if round_ >= args.warmup:
                 taken.append(value)
     if comm.rank == 0:
-        report(args, comm.size, contestants, seconds, errors, memory)
+        results = [Result(c.name, s, e) for c, s, e in zip(contestants, seconds, errors, strict=True)]
+        report(args, comm.size, results, memory)
 
 
 def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -206,29 +213,35 @@ def kept_by_trunk(trunk: lpnet.LayerParallel, y: Tensor) -> int:
     return tensors_bytes([*kept, *(t for tape in tapes for t in (*tape.starts.values(), *tape.ends.values()))])
 
 
-def report(
-    args: argparse.Namespace, ranks: int, contestants: list[Contestant], seconds: list[list[float]], errors: list[float],
-    memory: dict[str, float],
-) -> None:
+@dataclass
+class Result:
+    """What was measured of one contestant."""
+
+    name: str
+    seconds: list[float]
+    gradient_error: float
+
+
+def report(args: argparse.Namespace, ranks: int, results: list[Result], memory: dict[str, float]) -> None:
     """Print the table and write it as JSON."""
     rows = []
-    first = statistics.median(seconds[0])
+    first = statistics.median(results[0].seconds)
     print(
         f"layers {args.layers}, width {args.width}, batch {args.batch}, T {args.T}, {args.dtype}, {ranks} ranks, "
         f"{args.rounds} rounds"
     )
     print(f"{'':36s} {'median ms':>10s} {'ratio':>7s} {'gradient error':>15s}")
-    for contestant, taken, wrong in zip(contestants, seconds, errors, strict=True):
-        median = statistics.median(taken)
-        rows.append({"name": contestant.name, "median_s": median, "ratio": median / first, "gradient_error": wrong})
-        print(f"{contestant.name:36s} {1e3 * median:10.2f} {median / first:7.3f} {wrong:15.1e}")
+    for one in results:
+        median = statistics.median(one.seconds)
+        wrong = one.gradient_error
+        rows.append({"name": one.name, "median_s": median, "ratio": median / first, "gradient_error": wrong})
+        print(f"{one.name:36s} {1e3 * median:10.2f} {median / first:7.3f} {wrong:15.1e}")
     print("kept between forward and backward, largest rank, over (N/P) batch width: ", end="")
     print(", ".join(f"{name} {value:.3f}" for name, value in memory.items()))
     if args.json:
         problem = {key: value for key, value in vars(args).items() if key not in ("json", "run")}
-        Path(args.json).write_text(
-            json.dumps({"problem": problem, "ranks": ranks, "versions": versions(), "rows": rows, "memory": memory}, indent=2) + "\n"
-        )
+        found = {"problem": problem, "ranks": ranks, "versions": versions(), "rows": rows, "memory": memory}
+        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ ranks() {
     local count=${LPNET_RANKS:-}
     if [[ -z $count ]]; then
         # nproc knows the affinity, but takes OMP_NUM_THREADS for the number of cores.
-        count=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+        count=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
     fi
     [[ $count =~ ^[1-9][0-9]*$ ]] || die "LPNET_RANKS: '$count' given, a whole number of at least 1 allowed"
     printf '%s\n' "$count"

@@ -23,14 +23,12 @@ TIERS = (
     ("engine",),
     ("module",),
     ("regularizers", "sharded"),
-    ("choices",),
+    ("choices", "plots", "presets"),
     ("config",),
-    ("presets",),
-    ("checkpoint", "log", "plots"),
-    ("training",),
+    ("commandline", "network"),
+    ("log", "modelfile", "training"),
     ("__init__",),
-    ("commandline", "info"),
-    ("predict", "train"),
+    ("info", "predict", "train"),
 )
 TIER = {name: i for i, names in enumerate(TIERS) for name in names}
 

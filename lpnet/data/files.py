@@ -17,6 +17,10 @@ from lpnet.data.base import LARGEST, LARGEST_LABEL, DataOptions, DataSet, Floats
 Raw = tuple[Any, Any]  # features and labels as they are in the file; labels None where there are none
 
 _FORMS = "a .npz, .h5, .hdf5 or .csv file"
+_READABLE = {
+    ".npz": "a readable .npz file with arrays of numbers, no pickled objects",
+    ".csv": "comma-separated numbers in UTF-8, the label last, after at most one line of names",
+}
 
 
 def read_examples(
@@ -39,13 +43,14 @@ def read_examples(
         InputError: the file is missing, unreadable or empty, a key is not in it, or an array is not what it should be.
     """
     path = Path(path).expanduser()
+    form = path.suffix.lower()
     readers: dict[str, Callable[..., Raw]] = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".csv": _csv}
-    if path.suffix.lower() not in readers:
+    if form not in readers:
         raise bad("path", repr(str(path)), f"{_FORMS}")
     if path.is_dir():
         raise bad("path", f"{str(path)!r} (a folder)", f"{_FORMS}")
-    with reading(path, f"a readable {path.suffix} file without pickled objects"):
-        x, y = readers[path.suffix.lower()](path, features, labels, width)
+    with reading(path, _READABLE.get(form, "a readable HDF5 file with arrays of numbers")):
+        x, y = readers[form](path, features, labels, width)
     x = _checked_features(x, width)
     return x, None if y is None else _checked_labels(y, len(x), classes)
 

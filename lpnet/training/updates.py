@@ -16,7 +16,7 @@ def make_optimizer(options: Optimizer, parameters: Iterable[Tensor]) -> torch.op
 
 
 def make_schedule(options: Schedule, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
-    """The learning rate over so many steps: linear growth over the first `warmup` steps (at most half), then the schedule."""
+    """The learning rate over so many steps: linear growth over the first `warmup` (at most half), then the schedule."""
     warmup = min(options.warmup, steps // 2)
     if not warmup:
         return _main(options, optimizer, steps)
