@@ -91,8 +91,11 @@ class MGRIT:
         _choice("cycle_shape", self.cycle_shape, ("V", "F"))
         if self.cycles == 0 and self.initial == "constant":
             raise InputError('cycles: 0 given with initial="constant", at least 1 allowed (or initial="coarse")')
-        if self.coarse == "rediscretized" and (self.samples != 1 or self.passes is not None):
-            raise InputError('samples, passes: allowed with coarse="matched" only')
+        if self.coarse == "rediscretized":
+            if self.samples != 1:
+                raise InputError(f'samples: {self.samples} given with coarse="rediscretized", 1 allowed')
+            if self.passes is not None:
+                raise InputError(f'passes: {self.passes} given with coarse="rediscretized", none allowed')
         if self.tol is not None and not (isinstance(self.tol, float | int) and 0 < self.tol < math.inf):
             raise InputError(f"tol: {self.tol!r} given, a positive number or none allowed")
 

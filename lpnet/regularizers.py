@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
-from lpnet.slab import Slab
+from lpnet.slab import Slab, layer_squares
 
 
 class _Regularizer:
@@ -45,7 +45,7 @@ class TimeDerivative(_Regularizer):
 
 def _half_sum(slab: Slab, rows: list[Tensor], like: Tensor) -> Tensor:
     """½ Σ |row|² over layers and weights, in layer order."""
-    squares = [r.double().reshape(len(r), -1).square().sum(1).cpu() for r in rows]
+    squares = [layer_squares(r) for r in rows]
     return (0.5 * slab.sums(torch.stack(squares, dim=1)).sum()).to(like)
 
 

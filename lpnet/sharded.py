@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
-from lpnet.slab import Comm, Slab, world
+from lpnet.slab import Comm, Slab, layer_squares, world
 
 _NOT_ELEMENTWISE = ("LBFGS", "Adafactor", "Muon")
 
@@ -53,14 +53,10 @@ def grad_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
             total = total + sum(squares, torch.zeros((), dtype=torch.float64))
             continue
         rows = [
-            torch.zeros(len(p), dtype=torch.float64) if p.grad is None else _per_layer(p.grad.detach()) for p in group
+            torch.zeros(len(p), dtype=torch.float64) if p.grad is None else layer_squares(p.grad.detach()) for p in group
         ]
         total = total + slab.sums(torch.stack(rows, dim=1)).sum()
     return total.sqrt()
-
-
-def _per_layer(g: Tensor) -> Tensor:
-    return g.double().flatten(1).square().sum(1).cpu() if g.ndim > 1 else g.double().square().cpu()
 
 
 def _by_slab(parameters: list[Tensor]) -> list[tuple[Slab | None, list[Tensor]]]:

@@ -8,6 +8,7 @@ Communication is by buffers on a duplicated communicator. Tensors that MPI canno
 CUDA-aware) are staged through the host. `Comm` itself is the serial twin: one rank, no MPI.
 """
 
+import math
 import os
 import sys
 import time
@@ -215,6 +216,11 @@ def as_comm(comm: Any) -> Comm:
     if comm is None:
         return world()
     return comm if isinstance(comm, Comm) else MPIComm(comm)
+
+
+def layer_squares(stack: Tensor) -> Tensor:
+    """|θ_j|² of every layer of a stacked tensor, (n, ...) -> (n,), in float64 on the host."""
+    return stack.double().reshape(len(stack), math.prod(stack.shape[1:])).square().sum(1).cpu()
 
 
 class Slab:
