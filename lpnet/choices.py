@@ -81,8 +81,8 @@ def owned(section: str, choice: str, values: Mapping[str, Any], accepted: Mappin
     """Require that keys which do not belong to the choice are null."""
     for key, value in values.items():
         if value is not None and key not in accepted:
-            own = f"only {', '.join(accepted)}" if accepted else "none of its own"
-            raise InputError(f"{section}.{key}: {value!r} given with {choice}, which has no such option, {own} allowed")
+            own = f"only {', '.join(accepted)} allowed with it" if accepted else "no option of this kind allowed with it"
+            raise InputError(f"{section}.{key}: {value!r} given with {choice}, {own}")
 
 
 def defaults_of(kind: type, names: Iterable[str]) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class Optimizer:
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
         ok = not self.nesterov or bool(self.momentum)
         require(ok, "optimizer.nesterov", self.nesterov, "with momentum above 0 only, it is")
-        owned("optimizer", self.name, self.given(), optimizer_options(self.name))
+        owned("optimizer", f"name {self.name}", self.given(), optimizer_options(self.name))
 
     def given(self) -> dict[str, Any]:
         """The options that go to torch and are not null."""
@@ -262,7 +262,7 @@ class Schedule:
         positive("schedule.power", self.power)
         positive("schedule.gamma", self.gamma)
         whole("schedule.step_size", self.step_size, 1)
-        owned("schedule", self.name, self.given(), SCHEDULES[self.name])
+        owned("schedule", f"name {self.name}", self.given(), SCHEDULES[self.name])
 
     def given(self) -> dict[str, Any]:
         """The options that belong to a name and are not null."""

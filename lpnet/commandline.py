@@ -45,7 +45,8 @@ def parse(arguments: Sequence[str]) -> Config:
     layers = [_file(path) for path in given.pop("config", None) or []] + [_checked(given)]
     preset = DEFAULT_PRESET
     for layer in layers:
-        preset = layer.pop("preset", None) or preset
+        named = layer.pop("preset", None)
+        preset = preset if named is None else named
     if preset not in PRESETS:
         raise InputError(f"preset: {preset!r} given, one of {', '.join(PRESETS)} allowed")
     values = overlay(_flat(as_dict(Config())), _flat(PRESETS[preset]))
@@ -251,6 +252,8 @@ def _said(message: str) -> str:
 
 def _unknown(argument: str) -> str:
     key = argument.lstrip("-").partition("=")[0]
+    if key == "preset":
+        return f"{argument}: unknown key; a preset is named without it, as in lpnet.train {DEFAULT_PRESET}"
     if not argument.startswith("-") and key not in leaves() and "." not in key and key not in _sections():
         known = f"one preset and options --section.key allowed (sections: {', '.join(sorted(_sections()))})"
         return f"{argument}: unknown, {known}"

@@ -85,7 +85,7 @@ class Trunk:
         if self.start is not None:
             one_of("trunk.start", self.start, ("half", "zero"))
         values = {key: getattr(self, key) for key in _OWNED}
-        owned("trunk", f"{self.dynamics} and {self.stepper_name}", values, self.own_options)
+        owned("trunk", f"dynamics {self.dynamics}, stepper {self.stepper_name}", values, self.own_options)
 
     @property
     def stepper_name(self) -> str:

@@ -203,6 +203,70 @@ def _iterate(F: Map, c: list[Tensor]) -> Iterate:
     return Iterate(c, ends[-1], math.sqrt(off / size) if size else 0.0)
 
 
+# ---- MGRIT on any number of levels -----------------------------------------------------------------------------------
+
+
+class Hierarchy(NamedTuple):
+    """Step maps of every level, level 0 the exact one, and the coarsening factors."""
+
+    steps: list[Map]
+    counts: list[int]
+    factors: list[int]
+
+
+def forward_solve(step: Map, g: list[Tensor]) -> list[Tensor]:
+    """u_0 = g_0, u_{i+1} = step_i(u_i) + g_{i+1}."""
+    u = [g[0]]
+    for i in range(len(g) - 1):
+        u.append(step(i, u[i]) + g[i + 1])
+    return u
+
+
+def f_relax(step: Map, m: int, u: list[Tensor], g: list[Tensor]) -> list[Tensor]:
+    """All points but every m-th one, from those before them."""
+    u = list(u)
+    for i in range(len(u) - 1):
+        if (i + 1) % m:
+            u[i + 1] = step(i, u[i]) + g[i + 1]
+    return u
+
+
+def fas_cycle(H: Hierarchy, level: int, u: list[Tensor], g: list[Tensor], how: tuple[str, str]) -> list[Tensor]:
+    """One cycle of the full approximation scheme for u_0 = g_0, u_{i+1} = Φ_i(u_i) + g_{i+1}; how: relaxation, shape.
+
+    Source: Falgout, Friedhoff, Kolev, MacLachlan, Schroder, Parallel time integration with multigrid (2014).
+    """
+    relaxation, shape = how
+    step = H.steps[level]
+    if level + 1 == len(H.steps):
+        return forward_solve(step, g)
+    m, coarse_step = H.factors[level], H.steps[level + 1]
+    u = f_relax(step, m, u, g)
+    if relaxation == "FCF":
+        u = [step(i - 1, u[i - 1]) + g[i] if i and i % m == 0 else u[i] for i in range(len(u))]
+        u = f_relax(step, m, u, g)
+    v, g_coarse = u[::m], [g[0]]
+    for k in range(1, len(v)):
+        residual = step(k * m - 1, u[k * m - 1]) + g[k * m] - v[k]
+        g_coarse.append(v[k] - coarse_step(k - 1, v[k - 1]) + residual)
+    new = fas_cycle(H, level + 1, v, g_coarse, how)
+    if shape == "F" and level + 2 < len(H.steps):
+        new = fas_cycle(H, level + 1, new, g_coarse, (relaxation, "V"))
+    u = [new[i // m] if i % m == 0 else u[i] for i in range(len(u))]
+    return f_relax(step, m, u, g)
+
+
+def coarse_start(H: Hierarchy, level: int, x0: Tensor, relaxation: str) -> list[Tensor]:
+    """Nested iteration: values on a level from the coarsest one, with one V-cycle on each level on the way."""
+    g = [x0] + [torch.zeros_like(x0)] * (H.counts[level] - 1)
+    if level + 1 == len(H.steps):
+        return forward_solve(H.steps[level], g)
+    c = coarse_start(H, level + 1, x0, relaxation)
+    m = H.factors[level]
+    u = f_relax(H.steps[level], m, [c[i // m] for i in range(len(g))], g)
+    return fas_cycle(H, level, u, g, (relaxation, "V"))
+
+
 # ---- the object under test -------------------------------------------------------------------------------------------
 
 

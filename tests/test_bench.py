@@ -1,0 +1,21 @@
+"""The benchmark runs, and its errors are those of the solvers, not of the clock."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
+
+
+def test_gradient_on_one_rank(tmp_path):
+    out = tmp_path / "found.json"
+    size = ["--layers", "32", "--width", "4", "--batch", "6", "--coarsening", "8", "--rounds", "1", "--warmup", "0"]
+    command = [sys.executable, str(SCRIPT), "gradient", *size, "--dtype", "float64", "--json", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["autograd, 1 thread"]["ratio"] == 1
+    assert rows["Serial(1), 1 ranks"]["gradient_error"] < 1e-13
+    errors = [rows[f"MGRIT m=8, {k}+{k} cycles, 1 ranks"]["gradient_error"] for k in (0, 1, 2)]
+    assert errors[0] > 10 * errors[1] > 100 * errors[2] > 0
+    assert json.loads(out.read_text())["memory"]["autograd"] == 2
