@@ -3,6 +3,9 @@
 Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launcher does.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from lpnet import dynamics, regularizers, steppers
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.mgrit import Info
@@ -10,6 +13,29 @@ from lpnet.module import LayerParallel
 from lpnet.options import MGRIT, Serial
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.version import __version__
+
+if TYPE_CHECKING:
+    from lpnet.network import Network
+
+
+def load(path: str | Path, comm: Any = None, device: str = "cpu") -> "Network":
+    """The trained network of a ``model.h5``, on any number of ranks; collective.
+
+    Args:
+        path: the file, as `lpnet.train` writes it.
+        comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
+        device: where its tensors are to be.
+
+    Returns:
+        A module (batch, features) -> (batch, classes) with `normalized(raw)` and `as_sequential()`.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or was written by something else.
+    """
+    from lpnet import modelfile  # brings h5py and the whole command line, which the engine does not need
+
+    return modelfile.load(path, comm, device)
+
 
 __all__ = [
     "MGRIT",
@@ -23,6 +49,7 @@ __all__ = [
     "dynamics",
     "exact",
     "grad_norm",
+    "load",
     "regularizers",
     "steppers",
     "synchronize",
