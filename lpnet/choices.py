@@ -81,7 +81,8 @@ def owned(section: str, choice: str, values: Mapping[str, Any], accepted: Mappin
     """Require that keys which do not belong to the choice are null."""
     for key, value in values.items():
         if value is not None and key not in accepted:
-            own = f"only {', '.join(accepted)} allowed with it" if accepted else "no option of this kind allowed with it"
+            own = f"only {', '.join(accepted)}" if accepted else "no option of this kind"
+            own += " allowed with it"
             raise InputError(f"{section}.{key}: {value!r} given with {choice}, {own}")
 
 

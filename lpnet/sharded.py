@@ -52,9 +52,8 @@ def grad_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
             squares = [p.grad.detach().double().square().sum().cpu() for p in group if p.grad is not None]
             total = total + sum(squares, torch.zeros((), dtype=torch.float64))
             continue
-        rows = [
-            torch.zeros(len(p), dtype=torch.float64) if p.grad is None else layer_squares(p.grad.detach()) for p in group
-        ]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in group]
+        rows = [layer_squares(g) for g in grads]
         total = total + slab.sums(torch.stack(rows, dim=1)).sum()
     return total.sqrt()
 

@@ -37,7 +37,7 @@ CONVERGED = {
 
 
 def data(seed: int = 0, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
-    """A batch, and weights that make a scalar of the output."""
+    """A batch, and the weights of a scalar made from the output."""
     return normal(BATCH, WIDTH, seed=seed, dtype=dtype), normal(BATCH, WIDTH, seed=seed + 1, dtype=dtype)
 
 
@@ -112,7 +112,7 @@ def test_taylor(kind: str, how: str) -> None:
     assert leaf.grad is not None
     derivative = (leaf.grad * d).sum() + sum((p.grad * ds[n]).sum() for n, p in trunk.theta.items())
     with torch.no_grad():
-        at, sizes, errors = J(y), [1e-2, 5e-3, 2.5e-3, 1.25e-3], []
+        at, sizes, errors = J(y), [1e-3, 5e-4, 2.5e-4], []
         for eps in sizes:
             trunk.load_state_dict({n: base[n] + eps * ds[n] for n in base})
             errors.append(abs(J(y + eps * d) - at - eps * derivative).item())
@@ -260,9 +260,8 @@ def test_any_batch(batch: int) -> None:
     trunk, y = twin("dense", 13, *CONVERGED["micro-batches"]), normal(batch, WIDTH)
     out, _ = gradients(trunk, y, y)
     assert out.shape == (batch, WIDTH)
-    assert batch == 0 or error(out, trunk.as_sequential()(y).detach()) < 1e-13
-    views = normal(WIDTH, 2 * batch).T[::2]
-    assert batch == 0 or error(trunk(views).detach(), trunk.as_sequential()(views).detach()) < 1e-13
+    for rows in (y, normal(WIDTH, 2 * batch).T[::2]):
+        assert error(trunk(rows).detach(), trunk.as_sequential()(rows).detach()) < 1e-13
 
 
 # ---- construction, state, copies -------------------------------------------------------------------------------------
@@ -320,11 +319,10 @@ def test_state_in_and_out() -> None:
         other.load_state_dict(twin("two_layer", 8).gather_state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict({"K1": trunk.state_dict()["K1"]})
-    # The plain copy is detached.
     plain, before = trunk.as_sequential(), trunk(y).detach()
     with torch.no_grad():
         trunk.theta["K1"].zero_()
-    assert error(plain(y).detach(), before) < 1e-14
+    assert error(plain(y).detach(), before) < 1e-14  # it is detached
 
 
 def test_a_copy_has_weights_of_its_own() -> None:
