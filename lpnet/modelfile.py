@@ -150,7 +150,11 @@ def _read(file: h5py.File, device: str) -> Stored:
 
 
 def _check(stored: Stored) -> None:
-    """Require the weights that a network of this configuration has: names, shapes, types, finite values."""
+    """Require what a network of this configuration has: names, shapes and types of weights, finite values."""
+    shift, scale = stored.examples.shift, stored.examples.scale
+    fitting = all(a.shape in ((1,), (stored.examples.features,)) and np.isfinite(a).all() for a in (shift, scale))
+    if not fitting or not scale.all():
+        raise InputError("examples/shift and examples/scale are not those of its features")
     net = build(stored.config, stored.examples, Comm())
     wanted = net.state_dict()
     if set(wanted) != set(stored.weights):

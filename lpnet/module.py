@@ -10,6 +10,7 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,9 @@ class LayerParallel(nn.Module):
         seed: of the initial weights (and of dropout).
         comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
         init: initial weights "constant" in the layer index, or "random".
-        dtype, device: of the weights.
+        dtype, device: of the weights; float32 or float64.
+        gradient, store, control: kept for the continuous adjoint, recomputed states and error control; for now only
+            "discrete", "all" and None.
 
     Shapes: (batch, *features) to the same; the same on every rank.
 
@@ -70,8 +73,14 @@ class LayerParallel(nn.Module):
         init: Literal["constant", "random"] = "constant",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        gradient: Literal["discrete"] = "discrete",
+        store: Literal["all"] = "all",
+        control: None = None,
     ) -> None:
         super().__init__()
+        for key, given, only in (("gradient", gradient, "discrete"), ("store", store, "all"), ("control", control, None)):
+            if given != only:
+                raise InputError(f"{key}: {given!r} given, only {only!r} allowed in this version")
         self.stepper = stepper if stepper is not None else Euler()
         self.forward_solver = forward if forward is not None else MGRIT()
         self.adjoint_solver = adjoint if adjoint is not None else MGRIT()
@@ -79,11 +88,13 @@ class LayerParallel(nn.Module):
         for options in (self.forward_solver, self.adjoint_solver):
             if isinstance(options, MGRIT):
                 self.stepper.check(options)
-        self.layers, self.T, self.seed, self.h = layers, float(T), seed, T / layers
+        self.layers, self.T, self.seed, self.h = int(layers), float(T), seed, float(T) / int(layers)
         self.comm = as_comm(comm)
         self.exact = False
         self.info = Infos()
         dtype = dtype if dtype is not None else torch.get_default_dtype()
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"dtype: {dtype} given, torch.float32 or torch.float64 allowed")
         self._stack = Stack(dynamics, self.stepper)
         self._stack.module.to(device=device, dtype=dtype)
         self._slab = Slab(layers, self.comm, _unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver))
@@ -91,9 +102,9 @@ class LayerParallel(nn.Module):
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
         self._add_weights(init)
-        self._prepared: tuple[Any, Prepared] | None = None
         self._warm: dict[str, tuple[Any, list[Tensor]]] = {}
         self._calls = 0
+        self.register_load_state_dict_post_hook(_retag)
 
     def _add_weights(self, init: str) -> None:
         if init == "constant" and not self._stack.fast:
@@ -116,7 +127,7 @@ class LayerParallel(nn.Module):
     @property
     def theta(self) -> dict[str, nn.Parameter]:
         """This rank's weights, name -> (n, ...)."""
-        return {name: self.get_parameter(name) for name in self._names}
+        return {name: _find(self, name) for name in self._names}
 
     def forward(self, y: Tensor) -> Tensor:
         """y_N from y_0, (batch, *features), the same on all ranks; collective."""
@@ -126,20 +137,19 @@ class LayerParallel(nn.Module):
         return _Propagate.apply(self, tracked, y, *theta.values())
 
     def _prepare(self, y: Tensor) -> Prepared:
-        """The weights ready to run; made again when they, or the mode, have changed."""
+        """The weights ready to run.
+
+        Made anew at every call: a change of the weights cannot be told reliably (``p.data``), and this is small work.
+        """
         theta = {name: p.detach() for name, p in self.theta.items()}
         self._stack.module.train(self.training)
-        seeds = None
+        seeds: list[int] | None = None
         if self._stack.is_random(y):
             if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
                 raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
             self._calls += 1
             seeds = [seed_of(self.seed, self._calls, j) for j in self.local_layers]
-        key = [(p.data_ptr(), p._version, p.device, p.dtype) for p in theta.values()] + [self.training, self._calls]
-        if self._prepared is None or self._prepared[0] != key:
-            prepared = self._engine.prepare(theta, lambda t: self._stack.fields(t, _fit(seeds, t)))
-            self._prepared = (key, prepared)
-        return self._prepared[1]
+        return self._engine.prepare(theta, lambda t: self._stack.fields(t, _fit(seeds, t)))
 
     def _guess(self, which: str, options: SolverOptions, x: Tensor) -> list[Tensor] | None:
         """C-point values of the last solve, where warm starts are wanted and it had the same shape."""
@@ -147,9 +157,12 @@ class LayerParallel(nn.Module):
         wanted = isinstance(options, MGRIT) and options.initial == "warm"
         return c if wanted and key == (options, x.shape, x.dtype, x.device) else None
 
-    def _remember(self, which: str, options: SolverOptions, x: Tensor, c: list[Tensor]) -> None:
+    def _remember(self, which: str, options: SolverOptions, x: Tensor, c: list[Tensor], info: Info) -> None:
+        """Keep C-point values for the next solve, unless they are not finite (all ranks have the same residual)."""
         if isinstance(options, MGRIT) and options.initial == "warm":
-            self._warm[which] = ((options, x.shape, x.dtype, x.device), c)
+            self._warm.pop(which, None)
+            if math.isfinite(info.residuals[-1]):
+                self._warm[which] = ((options, x.shape, x.dtype, x.device), c)
 
     def gather_state_dict(self) -> dict[str, Tensor]:
         """The weights of all layers, name -> (N, ...), on every rank; collective."""
@@ -160,19 +173,13 @@ class LayerParallel(nn.Module):
         return plain.sequential(self._stack.module, self.stepper, self.h, self.gather_state_dict())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes all N layers (any rank count) or this rank's own."""
+        """Takes the global form (N layers on the leading axis, any rank count) or this rank's own layers."""
         n = len(self.local_layers)
         for name in self._names:
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.ndim and len(value) == self.layers != n:
                 state_dict[prefix + name] = value[self._slab.lo : self._slab.hi]
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load the global form (N layers on the leading axis) on any rank count, or the local one."""
-        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        self._tag()
-        return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LayerParallel":
         super()._apply(fn, recurse)
@@ -184,10 +191,10 @@ class LayerParallel(nn.Module):
         """A copy with weights of its own on the same ranks (a communicator cannot be copied)."""
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
-        shared = ("comm", "_slab", "_engine", "_prepared", "_warm", "_stack")
+        shared = ("comm", "_slab", "_engine", "_warm", "_stack")
         for key, value in self.__dict__.items():
             other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
-        other._prepared, other._warm, other._stack = None, {}, copy.deepcopy(self._stack, memo)
+        other._warm, other._stack = {}, copy.deepcopy(self._stack, memo)
         other._tag()
         return other
 
@@ -210,7 +217,7 @@ class _Propagate(torch.autograd.Function):
         x = field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (trunk.stepper.memory - 1)))
         guess = trunk._guess("forward", options, x)
         out, solution, c = trunk._engine.forward(prepared, x, options, tracked, guess)
-        trunk._remember("forward", options, x, c)
+        trunk._remember("forward", options, x, c, solution.info)
         trunk.info.forward = solution.info
         ctx.trunk, ctx.prepared, ctx.solution, ctx.exact = trunk, prepared, solution, trunk.exact
         ctx.save_for_backward(*theta)
@@ -227,7 +234,7 @@ class _Propagate(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[3:])
         guess = trunk._guess("adjoint", options, z)
         out, info, c = trunk._engine.adjoint(prepared, solution, z, options, wanted, guess)
-        trunk._remember("adjoint", options, z, c)
+        trunk._remember("adjoint", options, z, c, info)
         trunk.info.adjoint = info
         grads: list[Tensor | None] = [None] * len(theta)
         if wanted:
@@ -235,6 +242,20 @@ class _Propagate(torch.autograd.Function):
             found = trunk._stack.gradients(named, prepared.layers.fields)
             grads = [g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True)]
         return (None, None, field.unpack(out[None])[0], *grads)
+
+
+def _retag(trunk: LayerParallel, _: Any) -> None:
+    """After any load, also one through an enclosing module, which may have put in new parameters."""
+    trunk._tag()
+    trunk._warm = {}
+
+
+def _find(owner: nn.Module, name: str) -> Any:
+    """The weight of this path, also where `functional_call` has put a tensor in its place."""
+    path, _, leaf = name.rpartition(".")
+    for part in filter(None, path.split(".")):
+        owner = owner._modules[part]  # type: ignore[assignment]
+    return getattr(owner, leaf)
 
 
 def exact_of(options: SolverOptions) -> Serial:
@@ -275,10 +296,10 @@ def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
         )
 
 
-def _check(layers: int, T: float, seed: int, init: str) -> None:
-    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+def _check(layers: Any, T: Any, seed: Any, init: str) -> None:
+    if isinstance(layers, bool) or not isinstance(layers, Integral) or layers < 1:
         raise InputError(f"layers: {layers!r} given, a whole number of at least 1 allowed")
-    if not isinstance(T, int | float) or not math.isfinite(T) or T <= 0:
+    if not isinstance(T, Real) or not math.isfinite(T) or T <= 0:
         raise InputError(f"T: {T!r} given, a positive finite number allowed")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: {seed!r} given, a whole number of at least 0 allowed")

@@ -65,6 +65,7 @@ class ModuleField:
         return {name: stack[j] for name, stack in self.theta.items()}
 
     def _evaluate(self, j: int, theta: dict[str, Tensor], y: Tensor) -> Tensor:
+        y = y.clone()  # the module may work in place, or return y itself
         if self.seeds is None:
             k = self._call(theta, self.term, y)
         else:

@@ -5,6 +5,7 @@
 Opening layer and classifier are replicated: every rank holds the same weights, drawn from the seed alone.
 """
 
+import copy
 import math
 import zlib
 from dataclasses import dataclass, field
@@ -81,8 +82,10 @@ class Network(nn.Module):
         return torch.from_numpy(x).to(self.classifier.weight)
 
     def as_sequential(self) -> nn.Sequential:
-        """An ordinary torch module with all layers on every rank; collective."""
-        return nn.Sequential(self.opening, self.trunk.as_sequential(), self.classifier)
+        """A copy as an ordinary torch module, with all layers on every rank; collective."""
+        return nn.Sequential(
+            copy.deepcopy(self.opening), self.trunk.as_sequential(), copy.deepcopy(self.classifier)
+        )
 
 
 def build(config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu") -> Network:

@@ -44,7 +44,7 @@ class MGRIT:
     Args:
         coarsening: factor m between a level and the next coarser one; one number, or one for each coarsening.
         levels: number of levels, at most; fewer are used where the points run out (1: the exact chain).
-        cycles: multigrid cycles per solve; 0 is allowed with ``initial="coarse"``.
+        cycles: multigrid cycles per solve; 0 is allowed, but for ``initial="constant"``.
         relaxation: "F", or "FCF" (one more sweep per cycle).
         coarse: "matched" (agrees with m fine steps to third order in H) or "rediscretized" (second order).
         samples: parts s of an interval, each with its own weights in the coarse step.

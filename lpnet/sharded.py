@@ -97,7 +97,7 @@ def synchronize(net: nn.Module) -> bool:
 
 
 def _refuse(optimizer: Any, args: Any, kwargs: Any) -> None:
-    if type(optimizer).__name__ not in _NOT_ELEMENTWISE:
+    if not any(kind.__name__ in _NOT_ELEMENTWISE for kind in type(optimizer).__mro__):
         return
     if any(slab_of(p) is not None for group in optimizer.param_groups for p in group["params"]):
         raise InputError(

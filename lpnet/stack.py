@@ -1,6 +1,7 @@
 """One layer's module as a stack of layers: initial weights, fields, and gradients of the stacked weights."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,8 +61,10 @@ class Stack:
         self._call = _Call(self.module)
         self._random: dict[bool, bool] = {}
 
-    def evaluate(self, theta: Weights, term: str, y: Tensor) -> Tensor:
-        """f(y) with the weights of one layer."""
+    def _evaluate(self, training: bool, theta: Weights, term: str, y: Tensor) -> Tensor:
+        """f(y) with the weights of one layer, in the mode of the forward pass (an adjoint may come after a switch)."""
+        if self.module.training != training:
+            self.module.train(training)
         named = {f"module.{name}": value for name, value in theta.items()}
         return functional_call(self._call, named, (term, y))
 
@@ -71,7 +74,8 @@ class Stack:
         if isinstance(self.module, Dynamics):
             activation = ACTIVATIONS[self.module.activation]
             return {term: DenseField(w, activation) for term, w in self.module.dense(theta).items()}
-        return {term: ModuleField(theta, self.evaluate, term, seeds) for term in self.terms}
+        evaluate = partial(self._evaluate, self.module.training)
+        return {term: ModuleField(theta, evaluate, term, seeds) for term in self.terms}
 
     def gradients(self, theta: Weights, fields: dict[str, Field]) -> list[Tensor]:
         """Gradients of the stacked weights from those that the fields have collected."""
@@ -83,7 +87,8 @@ class Stack:
             dense = self.module.dense(leaves)
         made = [t for term in fields for t in (dense[term].A, dense[term].C) if t is not None]
         bars = [grad for field in fields.values() for grad in field.grads()]
-        return list(torch.autograd.grad(made, list(leaves.values()), bars, materialize_grads=True, allow_unused=True))
+        found = torch.autograd.grad(made, list(leaves.values()), bars, materialize_grads=True, allow_unused=True)
+        return [g.clone() for g in found]  # some are views of the fields' buffers, which the next adjoint overwrites
 
     def initial(self, init: str, seed: int, layers: range) -> Weights:
         """Stacked weights of some layers, equal in all layers ("constant") or drawn from (seed, layer) ("random").
@@ -138,21 +143,27 @@ class Stack:
 
     def _probe(self, term: str, y: Tensor) -> bool:
         before = [b.clone() for b in self.module.buffers()]
-        found = []
-        for seed in (1, 2):
-            with torch.random.fork_rng([y.device] if y.is_cuda else []), torch.no_grad():
-                torch.manual_seed(seed)
-                found.append(self._call(term, y))
-        k = found[0]
+        devices = [y.device] if y.is_cuda else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            state = _random_state(devices)
+            k = self._call(term, y.detach().clone())
+            drew = not all(torch.equal(a, b) for a, b in zip(state, _random_state(devices), strict=True))
         if not isinstance(k, Tensor) or k.shape != y.shape:
             given = tuple(k.shape) if isinstance(k, Tensor) else type(k).__name__
             raise InputError(f"dynamics: maps a state of shape {tuple(y.shape)} to {given}, the same shape is needed")
         if any(not torch.equal(a, b) for a, b in zip(before, self.module.buffers(), strict=True)):
             raise InputError("dynamics: changes its buffers when it is evaluated, only fixed buffers are allowed")
-        return not torch.equal(*found)
+        return drew
+
+
+def _random_state(devices: list[torch.device]) -> list[Tensor]:
+    """States of the generators that modules draw from."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 def _check(module: nn.Module, stepper: Stepper) -> None:
+    if next(module.parameters(), None) is None:
+        raise InputError(f"dynamics: {type(module).__name__} given, which has no parameters; at least one needed")
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             raise InputError(

@@ -155,6 +155,7 @@ def test_standard_output_says_where_and_how_well(
 def test_it_learns(batch: str) -> None:
     net, examples = network(
         "ellipses", "--data.train=300", "--data.validation=300", "--trunk.dynamics=dense", "--trunk.T=3", "--trunk.width=6",
+        "--trunk.layers=32", "--optimizer.lr=0.05",
         "--training.steps=120", f"--training.batch={batch}",
     )  # fmt: skip
     before = evaluate(net, examples)
@@ -168,10 +169,10 @@ def test_it_learns(batch: str) -> None:
 
 def test_losses_of_converged_solves_are_those_of_plain_autograd() -> None:
     """The slow, obvious twin: torch's own modules, autograd and optimizer."""
-    exact = ("--solver.forward.kind=serial", "--solver.adjoint.kind=serial")
+    exact = tuple(f"--solver.{way}.{key}" for way in ("forward", "adjoint") for key in ("kind=serial", "coarsening=null"))
     given = ("--regularizer.tikhonov=0.01", "--regularizer.ddt=0.02", "--regularizer.classifier=0.03")
-    net, examples = network(*exact, *given, "--training.batch=null", "--optimizer.clip=0.5", "--schedule.name=constant",
-                            "--schedule.warmup=0")  # fmt: skip
+    steady = ("--training.batch=null", "--optimizer.clip=0.5", "--schedule.name=constant", "--schedule.warmup=0")
+    net, examples = network(*exact, *given, *steady)
     plain, config = net.as_sequential(), net.config
     log = Silent()
     fit(net, examples, log)

@@ -1,0 +1,117 @@
+"""Regularisers against their sums written out, with gradients by autograd."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from gradients import data
+from reference import F64, KINDS, error, normal, twin
+from torch import Tensor, nn
+
+import lpnet
+from lpnet import InputError
+from lpnet.regularizers import Tikhonov, TimeDerivative
+from lpnet.slab import Comm
+
+BOTH = pytest.mark.parametrize("one", [Tikhonov, TimeDerivative])
+
+
+def slow(one: Any, alpha: float, h: float, theta: dict[str, Tensor]) -> Tensor:
+    """½ α h Σ |θ_j|², or ½ α h Σ |(θ_{j+1} − θ_j)/h|²."""
+    total = torch.zeros((), dtype=F64)
+    for stack in theta.values():
+        for j in range(len(stack)):
+            if one is Tikhonov:
+                total = total + 0.5 * alpha * h * (stack[j] ** 2).sum()
+            elif j + 1 < len(stack):
+                total = total + 0.5 * alpha * h * (((stack[j + 1] - stack[j]) / h) ** 2).sum()
+    return total
+
+
+class Scalar(nn.Module):
+    """A layer with a weight that is a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.K = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.eye(4))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.scale * torch.tanh(y @ self.K.T)
+
+
+def made(kind: str, N: int) -> lpnet.LayerParallel:
+    if kind != "user":
+        return twin(kind, N)
+    trunk = lpnet.LayerParallel(Scalar(), N, 3.0, dtype=F64, comm=Comm())
+    trunk.load_state_dict({n: normal(*p.shape, seed=i) for i, (n, p) in enumerate(trunk.named_parameters())})
+    return trunk
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [*KINDS, "user"])
+@pytest.mark.parametrize("N", [1, 2, 11])
+def test_value_and_gradient(one: Any, kind: str, N: int) -> None:
+    trunk = made(kind, N)
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in trunk.theta.items()}
+    expected = slow(one, 0.3, 3.0 / N, leaves)
+    found = one(trunk, 0.3)()
+    assert found.ndim == 0
+    assert found.dtype == F64
+    assert found.item() == pytest.approx(expected.item(), rel=1e-13, abs=1e-15)
+    (2.5 * found).backward()
+    bars = (
+        torch.autograd.grad(2.5 * expected, list(leaves.values()), materialize_grads=True, allow_unused=True)
+        if (expected.requires_grad)
+        else [torch.zeros_like(t) for t in leaves.values()]
+    )
+    for (name, p), bar in zip(trunk.theta.items(), bars, strict=True):
+        assert p.grad is not None
+        assert error(p.grad, bar) < 1e-13, name
+
+
+@BOTH
+def test_added_to_a_loss_the_gradients_add_up(one: Any) -> None:
+    y, c = data()
+    parts = []
+    for terms in ((1, 0), (0, 1), (1, 1)):
+        trunk = twin("dense", 9)
+        penalty = one(trunk, 0.7)
+        (terms[0] * (trunk(y) * c).sum() + terms[1] * penalty()).backward()
+        parts.append([p.grad for p in trunk.parameters()])
+    for a, b, both in zip(*parts, strict=True):
+        assert error(both, a + b) < 1e-14
+
+
+@BOTH
+def test_it_follows_the_weights(one: Any) -> None:
+    trunk = twin("dense", 9)
+    penalty = one(trunk, 0.7)
+    before = penalty().item()
+    with torch.no_grad():
+        for p in trunk.parameters():
+            p.mul_(2.0)
+    assert penalty().item() == pytest.approx(4 * before, rel=1e-13)
+    assert one(trunk, 0)().item() == 0
+
+
+def test_time_derivative_vanishes_for_constant_weights_only() -> None:
+    trunk = lpnet.LayerParallel(lpnet.dynamics.Dense(4), 9, 1.0, dtype=F64, comm=Comm())
+    assert TimeDerivative(trunk, 1.0)().item() == 0
+    assert Tikhonov(trunk, 1.0)().item() > 0
+
+
+@BOTH
+def test_float32_weights_are_summed_in_float64(one: Any) -> None:
+    trunk = twin("dense", 9)
+    exact = one(trunk, 0.7)().item()
+    found = one(trunk.float(), 0.7)()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(exact, rel=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, "1", None])
+def test_bad_weights(one: Any, weight: Any) -> None:
+    with pytest.raises(InputError, match=r"^weight: .* given, .* allowed$"):
+        one(twin("dense", 3), weight)
