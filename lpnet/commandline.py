@@ -257,7 +257,7 @@ def _unknown(argument: str) -> str:
     if not argument.startswith("-") and key not in leaves() and "." not in key and key not in _sections():
         known = f"one preset and options --section.key allowed (sections: {', '.join(sorted(_sections()))})"
         return f"{argument}: unknown, {known}"
-    close = difflib.get_close_matches(key, leaves(), n=1)
+    close = difflib.get_close_matches(key, leaves(), n=1, cutoff=0.75)
     section = key.rpartition(".")[0]
     own = [leaf for leaf in leaves() if leaf.rpartition(".")[0] == section] or sorted(_sections())
     return f"{key}: unknown key, " + (f"did you mean {close[0]}?" if close else f"allowed: {', '.join(own)}")

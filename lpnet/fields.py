@@ -85,7 +85,7 @@ class DenseField:
         A, C, self.sign = weights
         self.A_stack, self.C_stack, self.activation = A, C, activation
         self.A = A.unbind()
-        self.At = [a[:, :-1].t() for a in self.A]
+        self.At = A[:, :, :-1].transpose(1, 2).unbind()
         self.C = None if C is None else C.unbind()
         self._grad: list[Tensor] = []
         self._G: Sequence[Tensor] = ()

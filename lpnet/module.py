@@ -78,7 +78,8 @@ class LayerParallel(nn.Module):
         control: None = None,
     ) -> None:
         super().__init__()
-        for key, given, only in (("gradient", gradient, "discrete"), ("store", store, "all"), ("control", control, None)):
+        choices = (("gradient", gradient, "discrete"), ("store", store, "all"), ("control", control, None))
+        for key, given, only in choices:
             if given != only:
                 raise InputError(f"{key}: {given!r} given, only {only!r} allowed in this version")
         self.stepper = stepper if stepper is not None else Euler()
