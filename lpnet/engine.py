@@ -23,7 +23,8 @@ from lpnet.propagator import CoarseSteps, Layers, Tape
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
 
-MakeFields = Callable[[Weights], dict[str, Field]]
+MakeFields = Callable[[Weights, Sequence[int]], dict[str, Field]]
+"""(stacked weights, layer to which each of them belongs) -> fields."""
 
 
 @dataclass
@@ -110,7 +111,8 @@ class Engine:
 
     def prepare(self, theta: Weights, fields: MakeFields) -> Prepared:
         """Layers of these local weights, name -> (n, ...)."""
-        layers = Layers(self.stepper, fields(theta), self.h, self.slab.lo, self.slab.hi - self.slab.lo)
+        lo, hi = self.slab.lo, self.slab.hi
+        layers = Layers(self.stepper, fields(theta, range(lo, hi)), self.h, lo, hi - lo)
         return Prepared(theta, layers, fields)
 
     # ---- forward -------------------------------------------------------------------------------------------------
@@ -189,8 +191,9 @@ class Engine:
             mine = [k for k, owner in enumerate(owners) if owner == self.comm.rank]
             cuts = [parts(spans[k], options.samples) for k in mine]
             programs = [self.stepper.coarse(tuple(b - a for a, b in cut), self.h, options) for cut in cuts]
+            first = [a for cut in cuts for a, _ in cut]
             prepared.coarse[key] = (
-                CoarseSteps(self.stepper.memory, prepared.fields(theta), programs, mine[0]) if mine else None
+                CoarseSteps(self.stepper.memory, prepared.fields(theta, first), programs, mine[0]) if mine else None
             )
         return prepared.coarse[key]
 

@@ -17,6 +17,7 @@ by `Comm.abort` within seconds, since the others wait for a message from it.
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -81,6 +82,23 @@ def run(name: str, job: Callable[[Comm], None]) -> int:
         comm = slab.world()
     except InputError as error:
         return _say(Comm(), f"{name}: error: {error}", BAD_INPUT)
+    with _warnings_of(name):
+        return _outcome(name, comm, job)
+
+
+@contextmanager
+def _warnings_of(name: str) -> Iterator[None]:
+    """Inside, a warning is one line, without the source line that brought it about."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
+    """Do the job; the exit code."""
     try:
         job(comm)
     except Answer as answer:

@@ -1,11 +1,11 @@
 """The run folder and the progress bar; the only part of a run that speaks, and it does so on rank 0.
 
-    config.yaml     the whole configuration, which --config reads
-    metrics.jsonl   one JSON object a line for each step, written at once
-    summary.json    the results, when the run is done
-    model.h5        weights and configuration (see `lpnet.modelfile`)
-    history.png     loss and accuracies over the steps
-    regions.png     for data in the plane: the class of each point
+config.yaml     the whole configuration, which --config reads
+metrics.jsonl   one JSON object a line for each step, written at once
+summary.json    the results, when the run is done
+model.h5        weights and configuration (see `lpnet.modelfile`)
+history.png     loss and accuracies over the steps
+regions.png     for data in the plane: the class of each point
 """
 
 import json
@@ -49,8 +49,8 @@ def _given(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         filled = any(folder.iterdir())
-    except OSError as error:
-        raise _unwritable(name, error.strerror or "an error") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise _unwritable(name, getattr(error, "strerror", None) or str(error)) from None
     if filled:
         raise InputError(f"run.dir: {name!r} given, which is not empty; a new or an empty folder allowed")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -1,11 +1,11 @@
 """``model.h5``: a trained network in HDF5, readable on any number of ranks and without MPI. Nothing is pickled.
 
-    /                  attributes: format, schema, lpnet (version), config (JSON), features, classes, layers
-    /trunk/NAME        weights of all layers, (N, ...): the first axis is the layer
-    /opening/NAME      weights of the opening layer (no such group without weights)
-    /classifier/NAME   weights of the classifier
-    /examples/shift    what is subtracted from raw features, (features,) or (1,)
-    /examples/scale    what they are then divided by
+/                  attributes: format, schema, lpnet (version), config (JSON), features, classes, layers
+/trunk/NAME        weights of all layers, (N, ...): the first axis is the layer
+/opening/NAME      weights of the opening layer (no such group without weights)
+/classifier/NAME   weights of the classifier
+/examples/shift    what is subtracted from raw features, (features,) or (1,)
+/examples/scale    what they are then divided by
 """
 
 import json

@@ -111,8 +111,9 @@ class LayerParallel(nn.Module):
         if init == "constant" and not self._stack.fast:
             for parameter in self._stack.module.parameters():
                 self.comm.bcast_(parameter.data, 0)
+        one = dict(self._stack.module.named_parameters())
         for name, value in self._stack.initial(init, self.seed, self.local_layers).items():
-            _register(self, name, nn.Parameter(value))
+            _register(self, name, nn.Parameter(value, requires_grad=one[name].requires_grad))
             self._names.append(name)
         self._tag()
 
@@ -144,13 +145,13 @@ class LayerParallel(nn.Module):
         """
         theta = {name: p.detach() for name, p in self.theta.items()}
         self._stack.module.train(self.training)
-        seeds: list[int] | None = None
-        if self._stack.is_random(y):
-            if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
-                raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
-            self._calls += 1
-            seeds = [seed_of(self.seed, self._calls, j) for j in self.local_layers]
-        return self._engine.prepare(theta, lambda t: self._stack.fields(t, _fit(seeds, t)))
+        if not self._stack.is_random(y):
+            return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))
+        if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
+            raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
+        self._calls += 1
+        key = (self.seed, self._calls)
+        return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, [seed_of(*key, j) for j in layers]))
 
     def _guess(self, which: str, options: SolverOptions, x: Tensor) -> list[Tensor] | None:
         """C-point values of the last solve, where warm starts are wanted and it had the same shape."""
@@ -266,12 +267,6 @@ def exact_of(options: SolverOptions) -> Serial:
 
 def _micro_batches(options: SolverOptions) -> int:
     return options.micro_batches if isinstance(options, Serial) else 1
-
-
-def _fit(seeds: list[int] | None, theta: dict[str, Tensor]) -> list[int] | None:
-    """Seeds for a stack of coarse parts: those of the first layers, as many as there are parts."""
-    count = len(next(iter(theta.values())))
-    return None if seeds is None else (seeds * (1 + count // max(1, len(seeds))))[:count]
 
 
 def _unit(layers: int, ranks: int, *solvers: SolverOptions) -> int:

@@ -104,6 +104,8 @@ class ModuleField:
             y = source.view.detach().clone().requires_grad_()
             with torch.enable_grad():
                 k = self._evaluate(j, self._weights(j), y)
+        if not k.requires_grad:  # the term does not depend on the state
+            return
         (bar,) = torch.autograd.grad(k, [y], target_bar, retain_graph=True, materialize_grads=True, allow_unused=True)
         source_bar.add_(bar, alpha=w)
 
@@ -140,4 +142,6 @@ class ModuleField:
     def batch_pull(self, parts: range, bar: Tensor, kept: Any) -> Tensor:
         """Jᵀ bar of several parts."""
         ys, k = kept
+        if not k.requires_grad:
+            return torch.zeros_like(ys)
         return torch.autograd.grad(k, [ys], bar, retain_graph=True, materialize_grads=True, allow_unused=True)[0]

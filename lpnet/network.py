@@ -83,9 +83,7 @@ class Network(nn.Module):
 
     def as_sequential(self) -> nn.Sequential:
         """A copy as an ordinary torch module, with all layers on every rank; collective."""
-        return nn.Sequential(
-            copy.deepcopy(self.opening), self.trunk.as_sequential(), copy.deepcopy(self.classifier)
-        )
+        return nn.Sequential(copy.deepcopy(self.opening), self.trunk.as_sequential(), copy.deepcopy(self.classifier))
 
 
 def build(config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu") -> Network:

@@ -82,7 +82,7 @@ class Comm:
 
     def allgather(self, row: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         """Concatenate the ranks' arrays along the first axis, in rank order; rank r brings counts[r] rows."""
-        return row
+        return row.copy()
 
 
 class MPIComm(Comm):

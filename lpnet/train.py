@@ -6,6 +6,7 @@
 Exit codes: see `lpnet.launch`.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.log import MODEL, RunLog, new_folder
 from lpnet.network import Examples, Network, build, check_opening
+from lpnet.presets import PRESETS
 from lpnet.slab import Comm
 from lpnet.training.loop import Record, Tensors, fit
 from lpnet.version import __version__
@@ -41,7 +43,7 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     with launch.together(comm):
         config = parse(arguments)
         dataset = data.load(config.data, config.run.seed)
-        check(config, dataset)
+        config = fitted(config, dataset)
     device = set_up(config, comm)
     folder = new_folder(comm, config)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
@@ -58,16 +60,22 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     report(net, dataset, log, summary(config, record, comm, time.perf_counter() - start))
 
 
-def check(config: Config, dataset: DataSet) -> None:
-    """Require what only the data can tell: that batch, trunk and dtype fit them."""
-    n = len(dataset.train_y)
-    batch = config.training.batch
-    require(batch is None or batch <= n, "training.batch", batch, f"at most the {n} training examples")
+def fitted(config: Config, dataset: DataSet) -> Config:
+    """Require what only the data can tell: that batch, trunk and dtype fit them.
+
+    The batch of a preset, which nobody gave, is all examples where there are fewer.
+    """
+    n, batch = len(dataset.train_y), config.training.batch
+    if batch is not None and batch > n and batch == PRESETS[config.preset]["training"]["batch"]:
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch=None))
+    else:
+        require(batch is None or batch <= n, "training.batch", batch, f"at most the {n} training examples")
     check_opening(config.trunk, dataset.features)
     if config.run.dtype == "float32":
         largest = float(max(np.abs(dataset.train_x).max(), np.abs(dataset.val_x).max()))
         ok = largest <= float(np.finfo(np.float32).max)
         require(ok, "run.dtype", "float32", f"float64 for features as large as {largest:g}")
+    return config
 
 
 def set_up(config: Config, comm: Comm) -> torch.device:
@@ -76,7 +84,8 @@ def set_up(config: Config, comm: Comm) -> torch.device:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     elif "OMP_NUM_THREADS" not in os.environ and local_size > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_size))
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -1,5 +1,6 @@
-"""What `lpnet.train` cannot use: one line that names key, value and way out, code 2, no traceback, nothing left behind."""
+"""What `lpnet.train` cannot use: one line that names key, value and way out, code 2, no traceback, nothing left."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -195,18 +196,18 @@ def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "given" in refused(capsys, "--config", "a\0b")
 
 
-def test_no_argument_brings_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every key with values that no key can have: each is refused in one line, or means what it says."""
-    for key in leaves():
-        for value in ("{}", "[[]]", "\0", "!!python/none", "{", "é\n"):
-            try:
-                parse([f"--{key}={value}"])
-            except InputError as error:
-                assert "\n" not in str(error)
-                assert key.rpartition(".")[2] in str(error)
+@pytest.mark.parametrize("key", leaves())
+@pytest.mark.parametrize("value", ["[[]]", "\0é\n{"])
+def test_no_argument_brings_a_traceback(key: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key with values that hardly a key can have: each is refused in one line, or it is a text."""
+    if leaves()[key] in (str, str | None) and key != "data.path":
+        with contextlib.suppress(InputError):
+            parse([f"--{key}={value}"])
+            return
+    assert key.rpartition(".")[2] in refused(capsys, f"--{key}={value}")
 
 
-# ---- what only the data, the folder or the machine can tell -----------------------------------------------------------
+# ---- what only the data, the folder or the machine can tell ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,6 +243,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
         (tmp_path / "file" / "below", "Not a directory"),
         (Path("/proc/nothing"), "given"),
         (tmp_path / ("x" * 300), "too long"),
+        (tmp_path / "a\0b", "null"),
     ):
         said = refused(capsys, *SMALL, "--run.dir", str(name))
         assert "run.dir" in said

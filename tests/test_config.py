@@ -1,4 +1,4 @@
-"""Laws of the configuration: what overrides what, that it survives YAML and JSON, and that its tables fit the library."""
+"""Laws of the configuration: what overrides what, that it survives YAML and JSON, that its tables fit the library."""
 
 import dataclasses
 import json
@@ -167,7 +167,7 @@ def test_the_printed_configuration_names_all_keys_and_the_numbers_behind_the_cho
 def test_help_shows_the_defaults_of_the_preset_and_version_the_version() -> None:
     for name in PRESETS:
         shown = " ".join(answer(name, "--help").split())
-        assert f"--trunk.width WIDTH number of features of a state. (type: int, default: " in shown
+        assert "--trunk.width WIDTH number of features of a state. (type: int, default: " in shown
         assert f"a state. (type: int, default: {PRESETS[name]['trunk']['width']})" in shown
     assert all(f"--{key}" in shown for key in leaves())
     assert answer("--version").startswith("lpnet ")
@@ -237,7 +237,7 @@ def test_epochs_are_passes_over_all_examples(n: int, batch: int | None, steps: i
 
 
 def test_overlay_does_not_change_its_arguments() -> None:
-    lower = {key: None for key in leaves()} | {"trunk.dynamics": "dense", "data.name": "peaks"}
+    lower = dict.fromkeys(leaves()) | {"trunk.dynamics": "dense", "data.name": "peaks"}
     upper = {"training.epochs": 3}
     before = dict(lower), dict(upper)
     assert overlay(lower, upper)["training.epochs"] == 3

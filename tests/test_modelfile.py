@@ -142,9 +142,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_and_foreign_files_are_bad_input(
-    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_and_foreign_files_are_bad_input(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.h5"
     modelfile.save(path, network())
     DAMAGE[how](path)

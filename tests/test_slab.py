@@ -86,6 +86,8 @@ def test_gather_copies() -> None:
     found = Slab(4, Comm()).gather(local)
     assert torch.equal(found, local.detach())
     assert not found.requires_grad
+    found.zero_()  # on one rank as on many
+    assert local.detach().any()
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def test_frozen_weights_of_a_user_module_stay_frozen() -> None:
     assert {n: p.requires_grad for n, p in trunk.named_parameters()} == {"weight": True, "bias": False}
 
 
-def test_modules_without_weights() -> None:
-    trunk, (y, _) = user_trunk(nn.Tanh(), init="constant"), data()
-    assert error(trunk(y), trunk.as_sequential()(y)) < 1e-14
+def test_modules_without_weights_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^dynamics: Tanh given, .*parameters"):
+        user_trunk(nn.Tanh(), init="constant")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

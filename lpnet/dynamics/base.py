@@ -27,8 +27,7 @@ class Dynamics(nn.Module):
 
     def __init__(self, width: int, activation: str = "tanh") -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise InputError(f"width: {width!r} given, a whole number of at least 1 allowed")
+        check_whole("width", width)
         if activation not in ACTIVATIONS:
             raise InputError(f"activation: {activation!r} given, one of {', '.join(ACTIVATIONS)} allowed")
         self.width, self.activation = width, activation
@@ -52,6 +51,18 @@ class Dynamics(nn.Module):
 
     def extra_repr(self) -> str:
         return f"width={self.width}, activation={self.activation!r}"
+
+
+def check_whole(key: str, given: object) -> None:
+    """Require a whole number of at least 1."""
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InputError(f"{key}: {given!r} given, a whole number of at least 1 allowed")
+
+
+def check_finite(key: str, given: object) -> None:
+    """Require a finite number."""
+    if not isinstance(given, int | float) or not math.isfinite(given):
+        raise InputError(f"{key}: {given!r} given, a finite number allowed")
 
 
 def affine(K: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lpnet.dynamics.base import Dynamics, affine
+from lpnet.dynamics.base import Dynamics, affine, check_finite, check_whole
 from lpnet.fields import DenseWeights
 
 
@@ -29,6 +29,7 @@ class TwoLayer(Dynamics):
     def __init__(self, width: int, activation: str = "tanh", hidden: int | None = None) -> None:
         super().__init__(width, activation)
         hidden = width if hidden is None else hidden
+        check_whole("hidden", hidden)
         self.K1 = nn.Parameter(torch.zeros(hidden, width))
         self.b = nn.Parameter(torch.zeros(hidden))
         self.K2 = nn.Parameter(torch.zeros(width, hidden))
@@ -48,6 +49,7 @@ class Antisymmetric(Dynamics):
 
     def __init__(self, width: int, activation: str = "tanh", gamma: float = 0.0) -> None:
         super().__init__(width, activation)
+        check_finite("gamma", gamma)
         self.gamma = gamma
         self.K = nn.Parameter(torch.zeros(width, width))
         self.b = nn.Parameter(torch.zeros(width))
