@@ -182,7 +182,8 @@ class Solver:
 
     def _record(self, sums: np.ndarray) -> float:
         for difference, size in sums:
-            self.info.residuals.append(math.sqrt(difference / size) if size > 0 else 0.0)
+            ratio = difference / size if size else (math.inf if difference else 0.0)
+            self.info.residuals.append(math.sqrt(ratio))  # not finite where the states are not
         return self.info.residuals[-1]
 
     def _start(self, guess: list[Tensor] | None) -> list[Tensor]:
