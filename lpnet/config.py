@@ -32,6 +32,9 @@ from lpnet.options import MGRIT
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
+MOST_LAYERS = 1_000_000
+"""More than any machine trains; beyond it a slip of the finger would end in a lack of memory."""
+
 _OWNED = ("gamma", "hidden", "start")  # keys of the trunk that belong to some dynamics or stepper only
 
 
@@ -70,6 +73,7 @@ class Trunk:
         for key in ("layers", "width", "T"):
             require(getattr(self, key) is not None, f"trunk.{key}", None, "a number")
         whole("trunk.layers", self.layers, 1)
+        require(self.layers <= MOST_LAYERS, "trunk.layers", self.layers, f"at most {MOST_LAYERS}")
         whole("trunk.width", self.width, 1)
         positive("trunk.T", self.T)
         one_of("trunk.dynamics", self.dynamics, dynamics.REGISTRY)

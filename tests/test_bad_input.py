@@ -187,6 +187,10 @@ def test_files_that_cannot_be_used(name: str, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "run").exists()
 
 
+def test_absurdly_many_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "at most 1000000 allowed" in refused(capsys, "--trunk.layers", "1000000000000")
+
+
 def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such file" in refused(capsys, "--config", str(tmp_path / "none.yaml"))
     assert "directory" in refused(capsys, "--config", str(tmp_path))
