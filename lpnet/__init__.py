@@ -6,13 +6,15 @@ Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpnet import dynamics, regularizers, steppers
+from lpnet import dynamics, regularizers, steppers, uncaught
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.mgrit import Info
 from lpnet.module import LayerParallel
 from lpnet.options import MGRIT, Serial
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.version import __version__
+
+uncaught.install()
 
 if TYPE_CHECKING:
     from lpnet.network import Network

@@ -15,7 +15,6 @@ by `Comm.abort` within seconds, since the others wait for a message from it.
 """
 
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,15 +23,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lpnet import slab
+from lpnet import slab, uncaught
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.slab import Comm
 
 DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
-
-GRACE = 1.0
-"""Seconds for which the other ranks let rank 0 speak first, before they end the job themselves."""
-
 
 class Answer(Exception):
     """What the user asked to see, and no more: rank 0 prints it, and all ranks end with exit code 0."""
@@ -108,11 +103,11 @@ def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
     except _Agreed as error:
         return _say(comm, f"{name}: error: {error}", BAD_INPUT)
     except InputError as error:
-        return _alone(comm, f"{name}: error: {error}", BAD_INPUT)
+        return uncaught.end(comm, f"{name}: error: {error}", BAD_INPUT)
     except NonFiniteError as error:
         return _say(comm, f"{name}: {error}", NON_FINITE)
     except KeyboardInterrupt:
-        return _alone(comm, f"{name}: interrupted", INTERRUPTED)
+        return uncaught.end(comm, f"{name}: interrupted", INTERRUPTED)
     except Exception:
         where = f"[rank {comm.rank} of {comm.size}] " if comm.size > 1 else ""
         return _end(comm, f"{where}{traceback.format_exc()}", FAILED)
@@ -124,13 +119,6 @@ def _say(comm: Comm, message: str, code: int) -> int:
     if comm.rank == 0:
         sys.stderr.write(f"{message}\n")
     return code
-
-
-def _alone(comm: Comm, message: str, code: int) -> int:
-    """This rank ends, most likely like all others: let rank 0 speak, and wait for nobody."""
-    if comm.rank:
-        time.sleep(GRACE)
-    return _end(comm, message, code)
 
 
 def _end(comm: Comm, message: str, code: int) -> int:

@@ -45,7 +45,7 @@ def grad_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
 
     Sums are taken per layer and in layer order, so that the result does not depend on the number of ranks.
     """
-    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    listed = _listed(parameters)
     total = torch.zeros((), dtype=torch.float64)
     for slab, group in _by_slab(listed):
         if slab is None:
@@ -56,6 +56,12 @@ def grad_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
         rows = [layer_squares(g) for g in grads]
         total = total + slab.sums(torch.stack(rows, dim=1)).sum()
     return total.sqrt()
+
+
+def _listed(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    if isinstance(parameters, nn.Module):
+        raise InputError(f"parameters: a {type(parameters).__name__} given, its .parameters() needed")
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
 def _by_slab(parameters: list[Tensor]) -> list[tuple[Slab | None, list[Tensor]]]:
@@ -73,7 +79,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
     """
     if not max_norm > 0:
         raise InputError(f"max_norm: {max_norm!r} given, a positive number allowed")
-    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    listed = _listed(parameters)
     norm = grad_norm(listed)
     scale = float(max_norm / (norm + 1e-6))
     if scale < 1:

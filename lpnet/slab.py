@@ -10,11 +10,9 @@ CUDA-aware) are staged through the host. `Comm` itself is the serial twin: one r
 
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -60,6 +58,10 @@ class Comm:
     def barrier(self, idle: bool = False) -> None:
         """Wait for all ranks; `idle`: leave the core to others meanwhile."""
 
+    def all_here(self, seconds: float) -> bool:
+        """Whether all ranks call this within some seconds; for their common end, whatever else is under way."""
+        return True
+
     def abort(self, code: int) -> None:
         """End the whole job at once with this exit code."""
         os._exit(code)
@@ -91,7 +93,7 @@ class MPIComm(Comm):
     def __init__(self, comm: Any) -> None:
         from mpi4py import MPI
 
-        self.mpi = comm.Dup()
+        self.mpi, self._last = comm.Dup(), comm.Dup()
         self.rank, self.size = self.mpi.Get_rank(), self.mpi.Get_size()
         local = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
@@ -119,6 +121,14 @@ class MPIComm(Comm):
             time.sleep(1e-4)
         if not idle:
             self._wait(request)
+
+    def all_here(self, seconds: float) -> bool:
+        request, until = self._last.Ibarrier(), time.monotonic() + seconds
+        while not request.Test():
+            if time.monotonic() > until:
+                return False
+            time.sleep(1e-3)
+        return True
 
     def abort(self, code: int) -> None:
         self.mpi.Abort(code)
@@ -188,27 +198,16 @@ def world() -> Comm:
     return _WORLD
 
 
+def started() -> Comm:
+    """The world if `world` was called before, else the serial twin; starts nothing."""
+    return _WORLD or Comm()
+
+
 def _mpi_world() -> Comm:
     mpi_details()
     from mpi4py import MPI
 
-    comm = MPIComm(MPI.COMM_WORLD)
-    if comm.size > 1:
-        _end_together(comm)
-    return comm
-
-
-def _end_together(comm: Comm) -> None:
-    """An exception that nobody catches ends all ranks: the others would wait for this one for ever."""
-    report = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(f"lpnet: rank {comm.rank} of {comm.size} failed:\n")
-        report(kind, error, trace)
-        sys.stderr.flush()
-        comm.abort(1)
-
-    sys.excepthook = hook
+    return MPIComm(MPI.COMM_WORLD)
 
 
 def as_comm(comm: Any) -> Comm:

@@ -176,6 +176,8 @@ def _check(module: nn.Module, stepper: Stepper) -> None:
     missing = [term for term in stepper.terms if term not in has]
     if missing:
         needs = " and ".join(f"{t}()" for t in stepper.terms) if stepper.terms != ("f",) else "forward()"
+        if {"kick", "drift"} <= set(has):
+            needs += "; stepper=lpnet.steppers.Verlet() allowed"
         raise InputError(
             f"dynamics: {type(module).__name__} given with stepper {type(stepper).__name__}, which needs {needs}"
         )

@@ -48,7 +48,10 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     folder = new_folder(comm, config)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
     net = build(config, examples, comm, device)
-    log = RunLog(comm, folder, config, config.training.total_steps(len(dataset.train_y)))
+    steps = config.training.total_steps(len(dataset.train_y))
+    log = RunLog(comm, folder, config, steps)
+    if config.schedule.warmup > steps // 2:
+        log.warn(f"schedule.warmup: {config.schedule.warmup} given, shortened to half of the {steps} steps")
     log.say(f"{config.preset}: {config.trunk.layers} layers on {comm.size} rank{'s' * (comm.size > 1)}, in {folder}")
     try:
         record = fit(net, Tensors.of(dataset, net.classifier.weight), log)

@@ -10,6 +10,7 @@ from lpnet.training.loop import Tensors
 SMALL = (
     "--data.train=40", "--data.validation=20", "--trunk.layers=8", "--trunk.width=3", "--solver.forward.coarsening=3",
     "--solver.adjoint.coarsening=3", "--training.steps=6", "--training.batch=16", "--training.validate_every=4",
+    "--schedule.warmup=3",
 )  # fmt: skip
 
 WILD = (

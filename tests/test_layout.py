@@ -17,8 +17,8 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 TIERS = (
     ("errors", "version"),
     ("activations", "data", "options", "slab"),
-    ("fields", "hierarchy", "launch", "steppers"),
-    ("coarsen", "dynamics", "module_field", "plain", "propagator"),
+    ("fields", "hierarchy", "steppers", "uncaught"),
+    ("coarsen", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("mgrit", "stack"),
     ("engine",),
     ("module",),
