@@ -29,6 +29,7 @@ from lpnet.slab import Comm
 
 DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 
+
 class Answer(Exception):
     """What the user asked to see, and no more: rank 0 prints it, and all ranks end with exit code 0."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import SMALL, WILD
+from small_runs import SMALL, WILD
 
 import lpnet
 from lpnet import launch, modelfile, slab, train

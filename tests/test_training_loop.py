@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import WILD, Silent, network
+from small_runs import WILD, Silent, network
 
 from lpnet import slab
 from lpnet.commandline import parse
