@@ -6,11 +6,14 @@ Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpnet import dynamics, regularizers, steppers, uncaught
+from lpnet import dynamics, optim, regularizers, steppers, uncaught
+from lpnet.control import Adaptive
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.mgrit import Info
 from lpnet.module import LayerParallel
+from lpnet.oneshot import OneShot
 from lpnet.options import MGRIT, Serial
+from lpnet.recall import WarmStates
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.version import __version__
 
@@ -41,17 +44,21 @@ def load(path: str | Path, comm: Any = None, device: str = "cpu") -> "Network":
 
 __all__ = [
     "MGRIT",
+    "Adaptive",
     "Info",
     "InputError",
     "LayerParallel",
     "NonFiniteError",
+    "OneShot",
     "Serial",
+    "WarmStates",
     "__version__",
     "clip_grad_norm_",
     "dynamics",
     "exact",
     "grad_norm",
     "load",
+    "optim",
     "regularizers",
     "steppers",
     "synchronize",

@@ -8,15 +8,17 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from lpnet.errors import InputError
+from lpnet.optim import LBFGS
 from lpnet.options import MGRIT, Serial, SolverOptions
 
-# Those that act on each number by itself, so that a slab of layers can be updated without the others.
+# Those of torch that act on each number by itself, so that a slab of layers can be updated without the others, and our
+# own that know of the slabs.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -29,6 +31,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adadelta": torch.optim.Adadelta,
     "rprop": torch.optim.Rprop,
     "asgd": torch.optim.ASGD,
+    "lbfgs": LBFGS,
 }
 
 SCHEDULES: dict[str, dict[str, float]] = {
@@ -106,7 +109,8 @@ class Solver:
         samples: mgrit: parts of an interval with weights of their own in the coarse step. Default 1.
         passes: mgrit: Picard passes of the coarse step. Default 2 for one sample, else 3.
         coarse_weights: mgrit: the mean of the weights of a part, or inject those of its first layer. Default mean.
-        initial: mgrit: first guess: coarse (one coarse solve), warm (the last solution), constant. Default coarse.
+        initial: mgrit: first guess: coarse (one coarse solve), tau (one with the defects of the last solution), warm
+            (the last solution), constant. Default coarse.
         cycle_shape: mgrit: V or F. Default V.
         tol: mgrit: stop at this relative residual. Default: always do all cycles.
         micro_batches: serial: number of parts of the batch in the pipeline. Default 1.
@@ -121,7 +125,7 @@ class Solver:
     samples: int | None = None
     passes: int | None = None
     coarse_weights: Literal["mean", "inject"] | None = None
-    initial: Literal["coarse", "warm", "constant"] | None = None
+    initial: Literal["coarse", "tau", "warm", "constant"] | None = None
     cycle_shape: Literal["V", "F"] | None = None
     tol: float | None = None
     micro_batches: int | None = None
@@ -154,20 +158,39 @@ class Solvers:
     """The solvers of the two directions.
 
     Args:
+        auto: choose both by the measured costs of this machine, for the gradient error control.gradient_tol (0.05 if
+            null) and the number of ranks of the run; the choice replaces both in the config.yaml of the run.
         forward: of the states.
         adjoint: of the gradient.
     """
 
+    auto: bool = False
     forward: Solver = field(default_factory=Solver)
     adjoint: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
+        require(isinstance(self.auto, bool), "solver.auto", self.auto, "true or false")
         self.forward.options("solver.forward")
         self.adjoint.options("solver.adjoint")
 
+    def check_simultaneous(self) -> None:
+        """Require what simultaneous training needs: MGRIT, started from earlier solves."""
+        for key in ("forward", "adjoint"):
+            solver: Solver = getattr(self, key)
+            why = "with training.method simultaneous"
+            require(solver.kind == "mgrit", f"solver.{key}.kind", solver.kind, f"mgrit {why}")
+            ok = solver.initial in (None, "tau")
+            require(ok, f"solver.{key}.initial", solver.initial, f"tau {why}")
+
+    def simultaneous(self) -> "Solvers":
+        """With what simultaneous training needs where nothing is given: one sweep each way, started from τ."""
+        both = (self.forward, self.adjoint)
+        done = (replace(s, initial="tau", cycles=0 if s.cycles is None else s.cycles) for s in both)
+        return Solvers(self.auto, *done)
+
     def resolved(self) -> "Solvers":
         """With the numbers of both written out."""
-        return Solvers(self.forward.resolved(), self.adjoint.resolved())
+        return Solvers(self.auto, self.forward.resolved(), self.adjoint.resolved())
 
 
 @dataclass(frozen=True)
@@ -175,8 +198,8 @@ class Optimizer:
     """An optimizer of torch; null: torch's default.
 
     Args:
-        name: adam, adamw, sgd, rmsprop, adamax, nadam, radam, adagrad, adadelta, rprop, asgd.
-        lr: learning rate.
+        name: adam, adamw, sgd, rmsprop, adamax, nadam, radam, adagrad, adadelta, rprop, asgd, lbfgs.
+        lr: learning rate (lbfgs: the first step that its line search tries, 1 is usual).
         weight_decay: weight decay.
         clip: largest norm of the whole gradient, beyond which it is scaled down; null: never.
         momentum: of sgd and rmsprop.
@@ -185,6 +208,7 @@ class Optimizer:
         eps: of adam and its kin, rmsprop, adagrad, adadelta.
         alpha: of rmsprop and asgd.
         rho: of adadelta.
+        memory: of lbfgs: number of pairs of updates that are kept. Default 10.
     """
 
     name: str = "adam"
@@ -197,9 +221,10 @@ class Optimizer:
     eps: float | None = None
     alpha: float | None = None
     rho: float | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
-        why = " (those that act on each number by itself, so that every rank can update its own layers)"
+        why = " (those that can update slabs of layers)"
         one_of("optimizer.name", self.name, OPTIMIZERS, why)
         positive("optimizer.lr", self.lr)
         positive("optimizer.clip", self.clip)
@@ -207,6 +232,7 @@ class Optimizer:
             number(f"optimizer.{key}", getattr(self, key), 0.0)
         for key, value in {"momentum": self.momentum, "rho": self.rho}.items():
             number(f"optimizer.{key}", value, 0.0, 1.0)
+        whole("optimizer.memory", self.memory, 1)
         if self.betas is not None:
             ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
@@ -228,7 +254,7 @@ def optimizer_options(name: str) -> dict[str, Any]:
     """Options that belong to this optimizer, with torch's defaults."""
     names = tuple(f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "clip"))
     found = defaults_of(OPTIMIZERS[name], names)
-    return {key: float(value) if type(value) is int else value for key, value in found.items()}
+    return {key: float(value) if type(value) is int and key != "memory" else value for key, value in found.items()}
 
 
 @dataclass(frozen=True)

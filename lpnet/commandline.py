@@ -96,6 +96,8 @@ def _undone(lower: Flat, upper: Flat) -> Iterator[str]:
         if isinstance(chosen, str) and chosen in known:
             own = {choice, *options(chosen)}
             yield from (key for key in lower if key.startswith(section + ".") and key.rpartition(".")[2] not in own)
+    if upper.get("training.method", lower["training.method"]) != lower["training.method"]:
+        yield from (f"solver.{which}.{key}" for which in ("forward", "adjoint") for key in ("cycles", "initial"))
     yield from _undone_trunk(lower, upper)
 
 

@@ -26,14 +26,19 @@ from lpnet.choices import (
     require,
     whole,
 )
+from lpnet.control import Adaptive
 from lpnet.data import DataOptions
 from lpnet.errors import InputError
 from lpnet.options import MGRIT
+from lpnet.recall import KINDS, WarmStates
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 MOST_LAYERS = 1_000_000
 """More than any machine trains; beyond it a slip of the finger would end in a lack of memory."""
+
+SIMULTANEOUS_TOL = 0.2
+"""Gradient error that method simultaneous allows itself: weights that move far make any gradient old."""
 
 _OWNED = ("gamma", "hidden", "start")  # keys of the trunk that belong to some dynamics or stepper only
 
@@ -144,21 +149,22 @@ class Training:
     """What is done, and for how long.
 
     Args:
-        method: gradient: forward and adjoint solves in each step of an optimizer.
+        method: gradient (forward and adjoint solves in each step of an optimizer), or simultaneous (one-shot: the
+            weights are updated while states and adjoints converge).
         steps: number of updates; null: epochs are given.
         epochs: number of passes over the training examples, instead of steps.
         batch: examples of a mini-batch; null: all of them in each step.
         validate_every: steps between two exact evaluations (there is always one at the end); null: only that one.
     """
 
-    method: Literal["gradient"] = "gradient"
+    method: Literal["gradient", "simultaneous"] = "gradient"
     steps: int | None = 200
     epochs: int | None = None
     batch: int | None = None
     validate_every: int | None = 50
 
     def __post_init__(self) -> None:
-        one_of("training.method", self.method, ("gradient",))
+        one_of("training.method", self.method, ("gradient", "simultaneous"))
         for key in ("steps", "epochs", "batch", "validate_every"):
             whole(f"training.{key}", getattr(self, key), 1)
         if self.steps is not None and self.epochs is not None:
@@ -173,6 +179,65 @@ class Training:
             return self.steps
         assert self.epochs is not None
         return self.epochs * -(-examples // (self.batch or examples))
+
+
+@dataclass(frozen=True)
+class Control:
+    """Error control of the gradient.
+
+    Args:
+        gradient_tol: largest relative error of the gradient, above 0 and below 1; null: no control with method
+            gradient, 0.2 with method simultaneous.
+        every: steps between two checks.
+        plan_ranks: number of ranks for which cycles and the exact chain are weighed against each other, whatever the
+            number of ranks of the run.
+    """
+
+    gradient_tol: float | None = None
+    every: int = 50
+    plan_ranks: int = 32
+
+    def __post_init__(self) -> None:
+        tol = self.gradient_tol
+        ok = isinstance(tol, int | float) and not isinstance(tol, bool) and 0 < tol < 1
+        require(ok or tol is None, "control.gradient_tol", tol, "a number above 0 and below 1")
+        for key in ("every", "plan_ranks"):
+            require(getattr(self, key) is not None, f"control.{key}", None, "a whole number of at least 1")
+            whole(f"control.{key}", getattr(self, key), 1)
+
+    def options(self) -> Adaptive | None:
+        """The options of `lpnet.Adaptive`; None: no control."""
+        return None if self.gradient_tol is None else Adaptive(self.gradient_tol, self.every, self.plan_ranks)
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What method simultaneous keeps, and when it stops.
+
+    Args:
+        warm: what mini-batches start from: examples (the defects of each example), class (their means over a class),
+            none (coarse starts), auto (what measures best).
+        limit_mib: most memory for the defects of all examples on one rank, in MiB.
+        scratch: folder for an HDF5 file that holds them instead; null: in memory.
+        tol: stop as soon as the residuals of state and adjoint, and the gradient relative to the first, are at most
+            this, above 0 and below 1; null: do all steps.
+    """
+
+    warm: Literal["auto", "examples", "class", "none"] = "auto"
+    limit_mib: float = 1024.0
+    scratch: str | None = None
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("oneshot.warm", self.warm, KINDS)
+        require(self.limit_mib is not None, "oneshot.limit_mib", None, "a finite number above 0")
+        positive("oneshot.limit_mib", self.limit_mib)
+        ok = isinstance(self.tol, int | float) and not isinstance(self.tol, bool) and 0 < self.tol < 1
+        require(ok or self.tol is None, "oneshot.tol", self.tol, "a number above 0 and below 1")
+
+    def options(self, examples: int | None) -> WarmStates:
+        """The options of `lpnet.OneShot` for so many examples; None: no mini-batches."""
+        return WarmStates(self.warm, examples, self.limit_mib, self.scratch)
 
 
 @dataclass(frozen=True)
@@ -228,6 +293,8 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     regularizer: Regularizer = field(default_factory=Regularizer)
     training: Training = field(default_factory=Training)
+    control: Control = field(default_factory=Control)
+    oneshot: OneShot = field(default_factory=OneShot)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
@@ -240,8 +307,18 @@ class Config:
                 except InputError as error:
                     raise InputError(f"solver.{key}.{error}") from None
 
+        if self.training.method == "simultaneous":
+            self.solver.check_simultaneous()
+
     def resolved(self) -> "Config":
         """With the numbers that the choices imply written out."""
+        if self.training.method == "simultaneous":
+            tol = self.control.gradient_tol
+            control = dataclasses.replace(self.control, gradient_tol=SIMULTANEOUS_TOL if tol is None else tol)
+            return dataclasses.replace(self, solver=self.solver.simultaneous(), control=control)._resolved()
+        return self._resolved()
+
+    def _resolved(self) -> "Config":
         names = ("trunk", "solver", "optimizer", "schedule")
         return dataclasses.replace(self, **{name: getattr(self, name).resolved() for name in names})
 

@@ -123,18 +123,19 @@ class Engine:
         """Propagate x = (y_0, 0, …), packed, known on every rank.
 
         Returns:
-            y_N (packed, without memory) on every rank, what the adjoint needs, the C-point values (for warm starts).
+            y_N (packed, without memory) on every rank, what the adjoint needs, and what `guess` of the next solve may
+            be: C-point values, or τ (``initial="tau"``).
         """
         levels = self.ahead.levels(options) if isinstance(options, MGRIT) else []
         if len(levels) < 2:
             micro_batches = options.micro_batches if isinstance(options, Serial) else 1
             end, solution = self._chain(prepared, x, micro_batches, keep)
-            c: list[Tensor] = []
+            carry: list[Tensor] = []
         else:
             assert isinstance(options, MGRIT)
-            end, solution, c = self._mgrit(prepared, x, options, keep, guess, levels)
+            end, solution, carry = self._mgrit(prepared, x, options, keep, guess, levels)
         y = end[0] if end is not None else torch.empty_like(x[0])
-        return self.comm.bcast_(y.contiguous(), self.ahead.last), solution, c
+        return self.comm.bcast_(y.contiguous(), self.ahead.last), solution, carry
 
     def _chain(self, prepared: Prepared, x: Tensor, micro_batches: int, keep: bool) -> tuple[Tensor | None, Solution]:
         layers, ahead = prepared.layers, self.ahead
@@ -177,7 +178,7 @@ class Engine:
         steps = [c.step if c else _nothing for c in coarse]
         solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm)
         end = solver.solve(x0, guess, self._total(ahead, bounds))
-        return end, Solution([tape], x, solver.info), solver.c
+        return end, Solution([tape], x, solver.info), _carry(solver)
 
     def _coarse(
         self, prepared: Prepared, direction: Direction, bound: tuple[int, ...], options: MGRIT
@@ -228,21 +229,21 @@ class Engine:
         The gradients of the local weights are left in the fields of `prepared.layers`.
 
         Returns:
-            The cotangent of y_0 (packed, without memory) on every rank, what the solve did, the C-point values.
+            The cotangent of y_0 (packed, without memory) on every rank, what the solve did, and the next `guess`.
         """
         layers = prepared.layers
         if gradients:
             layers.reset_grads()
         levels = self.back.levels(options) if isinstance(options, MGRIT) else []
-        c: list[Tensor] = []
+        carry: list[Tensor] = []
         if len(levels) < 2:
             micro_batches = options.micro_batches if isinstance(options, Serial) else 1
             bar, info = self._chain_back(prepared, solution, z, micro_batches, gradients)
         else:
             assert isinstance(options, MGRIT)
-            bar, info, c = self._mgrit_back(prepared, solution, z, options, gradients, guess, levels)
+            bar, info, carry = self._mgrit_back(prepared, solution, z, options, gradients, guess, levels)
         out = bar[0] if bar is not None else torch.empty_like(z[0])
-        return self.comm.bcast_(out.contiguous(), self.back.last), info, c
+        return self.comm.bcast_(out.contiguous(), self.back.last), info, carry
 
     def _chain_back(
         self, prepared: Prepared, solution: Solution, z: Tensor, micro_batches: int, gradients: bool
@@ -293,7 +294,7 @@ class Engine:
             if steps is not None:
                 steps.forget()
         bar = layers.pull_lift(solution.x, end, gradients) if end is not None else None
-        return bar, solver.info, solver.c
+        return bar, solver.info, _carry(solver)
 
     def _linearize(
         self, steps: CoarseSteps | None, layers: Layers, tape: Tape, bound: tuple[int, ...], like: Tensor
@@ -312,6 +313,11 @@ class Engine:
                 continue
             source = self.slab.owner(a)
             steps.linearize(k, layers.state(a, tape) if source == rank else self.comm.recv(like, source))
+
+
+def _carry(solver: Solver) -> list[Tensor]:
+    """What the next solve may start from."""
+    return solver.tau() if solver.options.initial == "tau" else solver.c
 
 
 def _nothing(k: int, u: Tensor) -> Tensor:

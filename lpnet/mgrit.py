@@ -114,7 +114,7 @@ class _Grid:
         self.u, self.base, self.rhs = list(u), list(self.value), list(arrived)
 
     def clear(self) -> None:
-        """The problem without right-hand side, u_{k+1} = G_k(u_k)."""
+        """The problem u_{k+1} = G_k(u_k)."""
         self.base, self.rhs = None, [None] * (self.level.hi - self.level.lo)
 
 
@@ -151,7 +151,8 @@ class Solver:
 
         Args:
             x0: initial state, used by the owner of the first step (a template for the others).
-            guess: C-point values of this rank to start from; None: one coarse solve.
+            guess: C-point values of this rank to start from, or τ at its C-points (``initial="tau"``); None: one
+                coarse solve without either.
             total: collective sum of rows (k, 2) over all C-points, in their order.
 
         Returns:
@@ -186,18 +187,36 @@ class Solver:
             self.info.residuals.append(math.sqrt(ratio))  # not finite where the states are not
         return self.info.residuals[-1]
 
+    def tau(self) -> list[Tensor]:
+        """τ_k = F_{k−1}(c_{k−1}) − G_{k−1}(c_{k−1}) at this rank's C-points (0 for k = 0) after a solve; collective.
+
+        A next solve for slightly other weights or states starts from u_{k+1} = G_k(u_k) + τ_{k+1}: what the coarse grid
+        misses is taken from the last sweep, all else is new. For the same problem this start is one cycle.
+        Source: Brandt, Livne, Multigrid Techniques (1984), section 15 (frozen τ).
+        """
+        level, grid = self.levels[1], self.grids[0]
+        if level.lo == level.hi:
+            return []
+        if level.next is not None:
+            self.comm.send(grid.value[-1], level.next)
+        before = self.x0 if level.previous is None else self.comm.recv(self.x0, level.previous)
+        G = [before, *grid.value[:-1]]
+        return [torch.zeros_like(g) if F is None else F - g for F, g in zip(self._arrived[0], G, strict=True)]
+
     def _start(self, guess: list[Tensor] | None) -> list[Tensor]:
-        if guess is not None:
+        if guess is not None and self.options.initial != "tau":
             if self.levels[0].coarse_lo == 0 and guess:
                 guess = [self.x0, *guess[1:]]
             return guess
-        self._coarse_start(1)
+        self._coarse_start(1, guess)
         return self.grids[0].u
 
-    def _coarse_start(self, depth: int) -> None:
-        """Solve a level without right-hand side, from nothing: nested iteration from the coarsest level up."""
+    def _coarse_start(self, depth: int, tau: list[Tensor] | None = None) -> None:
+        """Solve a level with right-hand side τ or none, from nothing: nested iteration from the coarsest level up."""
         grid = self.grids[depth - 1]
         grid.clear()
+        if tau is not None:
+            grid.rhs = list(tau)
         if depth + 1 == len(self.levels):
             self._chain(depth)
             return

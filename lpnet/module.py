@@ -9,31 +9,23 @@ no rank branches. Weights are stacked on a leading layer axis, each rank holding
 import copy
 import math
 import warnings
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lpnet import plain
+from lpnet.control import Adaptive, Controller
 from lpnet.engine import Engine, Prepared
 from lpnet.errors import InputError
+from lpnet.gradient import Check, Infos, Propagate, Trial
 from lpnet.hierarchy import bounds
-from lpnet.mgrit import Info
+from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stack import Stack, seed_of
 from lpnet.steppers import Euler, Stepper
-
-
-@dataclass
-class Infos:
-    """What the last forward and the last adjoint solve did; None before the first."""
-
-    forward: Info | None = None
-    adjoint: Info | None = None
 
 
 class LayerParallel(nn.Module):
@@ -50,8 +42,8 @@ class LayerParallel(nn.Module):
         comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
         init: initial weights "constant" in the layer index, or "random".
         dtype, device: of the weights; float32 or float64.
-        gradient, store, control: kept for the continuous adjoint, recomputed states and error control; for now only
-            "discrete", "all" and None.
+        gradient, store: kept for the continuous adjoint and recomputed states; for now only "discrete" and "all".
+        control: `lpnet.Adaptive` chooses the cycles of training steps; None: the solvers as they are.
 
     Shapes: (batch, *features) to the same; the same on every rank.
 
@@ -75,20 +67,18 @@ class LayerParallel(nn.Module):
         device: torch.device | str | None = None,
         gradient: Literal["discrete"] = "discrete",
         store: Literal["all"] = "all",
-        control: None = None,
+        control: Adaptive | None = None,
     ) -> None:
         super().__init__()
-        choices = (("gradient", gradient, "discrete"), ("store", store, "all"), ("control", control, None))
-        for key, given, only in choices:
+        for key, given, only in (("gradient", gradient, "discrete"), ("store", store, "all")):
             if given != only:
                 raise InputError(f"{key}: {given!r} given, only {only!r} allowed in this version")
         self.stepper = stepper if stepper is not None else Euler()
         self.forward_solver = forward if forward is not None else MGRIT()
         self.adjoint_solver = adjoint if adjoint is not None else MGRIT()
         _check(layers, T, seed, init)
-        for options in (self.forward_solver, self.adjoint_solver):
-            if isinstance(options, MGRIT):
-                self.stepper.check(options)
+        if control is not None and not isinstance(control, Adaptive):
+            raise InputError(f"control: {control!r} given, an lpnet.Adaptive or None allowed")
         self.layers, self.T, self.seed, self.h = int(layers), float(T), seed, float(T) / int(layers)
         self.comm = as_comm(comm)
         self.exact = False
@@ -103,7 +93,8 @@ class LayerParallel(nn.Module):
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
         self._add_weights(init)
-        self._warm: dict[str, tuple[Any, list[Tensor]]] = {}
+        self.memory: Memory = LastSolve()
+        self.steer(self.forward_solver, self.adjoint_solver, control)
         self._calls = 0
         self.register_load_state_dict_post_hook(_retag)
 
@@ -121,6 +112,19 @@ class LayerParallel(nn.Module):
         for parameter in self.theta.values():
             parameter.lpnet_slab = self._slab  # type: ignore[attr-defined]
 
+    def steer(self, forward: SolverOptions, adjoint: SolverOptions, control: Adaptive | None) -> None:
+        """From now on solve by these options, under this control; what was learnt by the last one is forgotten."""
+        self.forward_solver, self.adjoint_solver, self.control = forward, adjoint, control
+        for options in (forward, adjoint):
+            if isinstance(options, MGRIT):
+                self.stepper.check(options)
+        self._controller: Controller | None = None
+        self._again: Check | Trial | None = None  # a step is being repeated
+        self._last: Trial | None = None
+        self._deferred = False  # checks are done by `controlled`
+        if control is not None:
+            self._controller = Controller(control, self.stepper, self.layers, forward, adjoint)
+
     @property
     def local_layers(self) -> range:
         """This rank's layers."""
@@ -136,7 +140,7 @@ class LayerParallel(nn.Module):
         self._stack.check_input(y)
         theta = self.theta
         tracked = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in theta.values()))
-        return _Propagate.apply(self, tracked, y, *theta.values())
+        return Propagate.apply(self, tracked, y, *theta.values())
 
     def _prepare(self, y: Tensor) -> Prepared:
         """The weights ready to run.
@@ -149,22 +153,9 @@ class LayerParallel(nn.Module):
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))
         if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
             raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
-        self._calls += 1
+        self._calls += self._again is None  # a check repeats the step with the same masks
         key = (self.seed, self._calls)
         return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, [seed_of(*key, j) for j in layers]))
-
-    def _guess(self, which: str, options: SolverOptions, x: Tensor) -> list[Tensor] | None:
-        """C-point values of the last solve, where warm starts are wanted and it had the same shape."""
-        key, c = self._warm.get(which, (None, []))
-        wanted = isinstance(options, MGRIT) and options.initial == "warm"
-        return c if wanted and key == (options, x.shape, x.dtype, x.device) else None
-
-    def _remember(self, which: str, options: SolverOptions, x: Tensor, c: list[Tensor], info: Info) -> None:
-        """Keep C-point values for the next solve, unless they are not finite (all ranks have the same residual)."""
-        if isinstance(options, MGRIT) and options.initial == "warm":
-            self._warm.pop(which, None)
-            if math.isfinite(info.residuals[-1]):
-                self._warm[which] = ((options, x.shape, x.dtype, x.device), c)
 
     def gather_state_dict(self) -> dict[str, Tensor]:
         """The weights of all layers, name -> (N, ...), on every rank; collective."""
@@ -193,10 +184,10 @@ class LayerParallel(nn.Module):
         """A copy with weights of its own on the same ranks (a communicator cannot be copied)."""
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
-        shared = ("comm", "_slab", "_engine", "_warm", "_stack")
+        shared = ("comm", "_slab", "_engine", "memory", "_stack")
         for key, value in self.__dict__.items():
             other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
-        other._warm, other._stack = {}, copy.deepcopy(self._stack, memo)
+        other.memory, other._stack = LastSolve(), copy.deepcopy(self._stack, memo)
         other._tag()
         return other
 
@@ -208,48 +199,10 @@ class LayerParallel(nn.Module):
         )
 
 
-class _Propagate(torch.autograd.Function):
-    """The forward and the adjoint solve as one differentiable operation."""
-
-    @staticmethod
-    def forward(ctx: Any, trunk: LayerParallel, tracked: bool, y: Tensor, *theta: Tensor) -> Tensor:
-        prepared = trunk._prepare(y)
-        field = next(iter(prepared.layers.fields.values()))
-        options = exact_of(trunk.forward_solver) if trunk.exact else trunk.forward_solver
-        x = field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (trunk.stepper.memory - 1)))
-        guess = trunk._guess("forward", options, x)
-        out, solution, c = trunk._engine.forward(prepared, x, options, tracked, guess)
-        trunk._remember("forward", options, x, c, solution.info)
-        trunk.info.forward = solution.info
-        ctx.trunk, ctx.prepared, ctx.solution, ctx.exact = trunk, prepared, solution, trunk.exact
-        ctx.save_for_backward(*theta)
-        return field.unpack(out[None])[0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        trunk, prepared, solution = ctx.trunk, ctx.prepared, ctx.solution
-        theta = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
-        field = next(iter(prepared.layers.fields.values()))
-        options = exact_of(trunk.adjoint_solver) if ctx.exact else trunk.adjoint_solver
-        z = field.pack(torch.stack([bar] + [torch.zeros_like(bar)] * (trunk.stepper.memory - 1)))
-        wanted = any(ctx.needs_input_grad[3:])
-        guess = trunk._guess("adjoint", options, z)
-        out, info, c = trunk._engine.adjoint(prepared, solution, z, options, wanted, guess)
-        trunk._remember("adjoint", options, z, c, info)
-        trunk.info.adjoint = info
-        grads: list[Tensor | None] = [None] * len(theta)
-        if wanted:
-            named = dict(zip(trunk._names, theta, strict=True))
-            found = trunk._stack.gradients(named, prepared.layers.fields)
-            grads = [g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True)]
-        return (None, None, field.unpack(out[None])[0], *grads)
-
-
 def _retag(trunk: LayerParallel, _: Any) -> None:
     """After any load, also one through an enclosing module, which may have put in new parameters."""
     trunk._tag()
-    trunk._warm = {}
+    trunk.memory.clear()
 
 
 def _find(owner: nn.Module, name: str) -> Any:
@@ -258,11 +211,6 @@ def _find(owner: nn.Module, name: str) -> Any:
     for part in filter(None, path.split(".")):
         owner = owner._modules[part]  # type: ignore[assignment]
     return getattr(owner, leaf)
-
-
-def exact_of(options: SolverOptions) -> Serial:
-    """The exact solver to be used in place of these options."""
-    return options if isinstance(options, Serial) else Serial()
 
 
 def _micro_batches(options: SolverOptions) -> int:

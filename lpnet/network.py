@@ -111,6 +111,7 @@ def build(config: Config, examples: Examples, comm: Comm, device: torch.device |
             seed=seed,
             comm=comm,
             init=trunk.init,
+            control=config.control.options(),
             **like,
         ),
         _linear("classifier", trunk.width, examples.classes, seed, like),

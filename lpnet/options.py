@@ -3,6 +3,7 @@
 Both are frozen and validate themselves; they hold no state and start no work.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class MGRIT:
         samples: parts s of an interval, each with its own weights in the coarse step.
         passes: Picard passes p of the coarse step; None: 2 for one sample, else 3.
         coarse_weights: "mean" of the weights of a part, or "inject" those of its first layer.
-        initial: first guess of the C-points: "coarse" (one coarse solve), "warm" (the last solution), "constant".
+        initial: first guess of the C-points: "coarse" (one coarse solve), "tau" (one coarse solve with the defects τ
+            of the last solution: a cycle at the cost of a coarse start), "warm" (the last solution), "constant".
         cycle_shape: "V" or "F".
         tol: stop as soon as the relative residual is at or below this value; None: always do all cycles.
     """
@@ -63,7 +65,7 @@ class MGRIT:
     samples: int = 1
     passes: int | None = None
     coarse_weights: Literal["mean", "inject"] = "mean"
-    initial: Literal["coarse", "warm", "constant"] = "coarse"
+    initial: Literal["coarse", "tau", "warm", "constant"] = "coarse"
     cycle_shape: Literal["V", "F"] = "V"
     tol: float | None = None
 
@@ -87,9 +89,9 @@ class MGRIT:
         if self.passes is not None:
             _whole("passes", self.passes, 1)
         _choice("coarse_weights", self.coarse_weights, ("mean", "inject"))
-        _choice("initial", self.initial, ("coarse", "warm", "constant"))
+        _choice("initial", self.initial, ("coarse", "tau", "warm", "constant"))
         _choice("cycle_shape", self.cycle_shape, ("V", "F"))
-        if self.cycles == 0 and self.initial == "constant":
+        if self.cycles < self.least_cycles:
             raise InputError('cycles: 0 given with initial="constant", at least 1 allowed (or initial="coarse")')
         if self.coarse == "rediscretized":
             if self.samples != 1:
@@ -98,6 +100,15 @@ class MGRIT:
                 raise InputError(f'passes: {self.passes} given with coarse="rediscretized", none allowed')
         if self.tol is not None and not (isinstance(self.tol, float | int) and 0 < self.tol < math.inf):
             raise InputError(f"tol: {self.tol!r} given, a positive number or none allowed")
+
+    @property
+    def least_cycles(self) -> int:
+        """Smallest number of cycles that is allowed: from constant C-points at least one is needed."""
+        return 1 if self.initial == "constant" else 0
+
+    def with_cycles(self, cycles: int) -> "MGRIT":
+        """The same with so many cycles."""
+        return dataclasses.replace(self, cycles=cycles)
 
     def factor(self, level: int) -> int:
         """Coarsening factor from `level` to `level + 1`."""

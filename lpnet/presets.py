@@ -24,7 +24,11 @@ def _mgrit(coarsening: int) -> dict[str, Any]:
         "cycle_shape": "V",
         "tol": None,
     }
-    return {"forward": options, "adjoint": options}
+    return {"auto": False, "forward": options, "adjoint": options}
+
+
+_CONTROL: dict[str, Any] = {"gradient_tol": None, "every": 50, "plan_ranks": 32}
+_ONESHOT: dict[str, Any] = {"warm": "auto", "limit_mib": 1024.0, "scratch": None, "tol": None}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -39,6 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": {"name": "cosine", "warmup": 20, "final": 0.0},
         "regularizer": {"tikhonov": 1e-7, "ddt": 1e-4, "classifier": 1e-7},
         "training": {"method": "gradient", "steps": 500, "batch": 500, "validate_every": 50},
+        "control": _CONTROL,
+        "oneshot": _ONESHOT,
     },
     "ellipses": {
         "data": {"name": "ellipses", "train": 1000, "validation": 2000},
@@ -51,6 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": {"name": "cosine", "warmup": 20, "final": 0.0},
         "regularizer": {"tikhonov": 1e-7, "ddt": 3e-4, "classifier": 1e-7},
         "training": {"method": "gradient", "steps": 300, "batch": None, "validate_every": 50},
+        "control": _CONTROL,
+        "oneshot": _ONESHOT,
     },
     "swissroll": {
         "data": {"name": "swissroll", "train": 513, "validation": 513},
@@ -63,6 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": {"name": "cosine", "warmup": 20, "final": 0.0},
         "regularizer": {"tikhonov": 1e-7, "ddt": 1e-3, "classifier": 1e-7},
         "training": {"method": "gradient", "steps": 400, "batch": None, "validate_every": 50},
+        "control": _CONTROL,
+        "oneshot": _ONESHOT,
     },
     "digits": {
         "data": {"name": "digits", "validation_fraction": 0.2},
@@ -75,5 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": {"name": "cosine", "warmup": 20, "final": 0.0},
         "regularizer": {"tikhonov": 1e-5, "ddt": 1e-4, "classifier": 1e-5},
         "training": {"method": "gradient", "epochs": 20, "batch": 32, "validate_every": 100},
+        "control": _CONTROL,
+        "oneshot": _ONESHOT,
     },
 }  # fmt: skip

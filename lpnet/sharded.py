@@ -1,6 +1,10 @@
-"""What concerns replicated and sharded parameters together: norms, clipping, synchronising, exact evaluation."""
+"""What concerns replicated and sharded parameters together: inner products, clipping, synchronising, exact evaluation.
 
-from collections.abc import Iterable, Iterator
+    ⟨a, b⟩ = Σ_replicated a·b + Σ_{j<N} a_j·b_j        with the terms of a trunk in the order of its layers
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +15,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
-from lpnet.slab import Comm, Slab, layer_squares, world
+from lpnet.slab import Comm, Slab, world
 
 _NOT_ELEMENTWISE = ("LBFGS", "Adafactor", "Muon")
+_CHUNK = 2**15  # numbers whose products are taken at once: they stay in the cache, which halves the time
 
 
 def slab_of(parameter: Tensor) -> Slab | None:
@@ -46,16 +51,46 @@ def grad_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
     Sums are taken per layer and in layer order, so that the result does not depend on the number of ranks.
     """
     listed = _listed(parameters)
-    total = torch.zeros((), dtype=torch.float64)
-    for slab, group in _by_slab(listed):
-        if slab is None:
-            squares = [p.grad.detach().double().square().sum().cpu() for p in group if p.grad is not None]
-            total = total + sum(squares, torch.zeros((), dtype=torch.float64))
-            continue
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in group]
-        rows = [layer_squares(g) for g in grads]
-        total = total + slab.sums(torch.stack(rows, dim=1)).sum()
-    return total.sqrt()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in listed]
+    return dots(listed, [(grads, grads)])[0].sqrt()
+
+
+def dots(parameters: Sequence[Tensor], pairs: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
+    """Inner products ⟨a, b⟩ of several pairs of vectors, the same on every rank; collective, once for each slab.
+
+    Sums are taken in float64, per layer and in layer order: the same bits for every number of ranks.
+
+    Args:
+        parameters: say which parts of a vector are sharded, and over which slab.
+        pairs: of vectors; a vector has one tensor for each parameter, of its shape.
+
+    Returns:
+        (pairs,), float64, on the host.
+    """
+    total = torch.zeros(len(pairs), dtype=torch.float64)
+    for slab, members in _by_slab(parameters) if pairs else []:
+        rows = torch.stack([_products([(a[i], b[i]) for a, b in pairs], slab is None) for i in members], dim=2)
+        total = total + (rows[0] if slab is None else slab.sums(rows)).sum(dim=1)
+    return total
+
+
+def _products(pairs: list[tuple[Tensor, Tensor]], replicated: bool) -> Tensor:
+    """a_j·b_j of every layer j: pairs of (n, ...) -> (n, pairs), on the host; a replicated tensor is one layer."""
+    like = pairs[0][0]
+    n = 1 if replicated else len(like)
+    size = math.prod(like.shape if replicated else like.shape[1:])
+    rows = {id(t): t.reshape(n, size) for pair in pairs for t in pair}
+    at_once = max(1, n if like.is_cuda else _CHUNK // max(1, size))
+    sums = []
+    for lo in range(0, max(1, n), at_once):
+        parts = {key: t[lo : lo + at_once].double() for key, t in rows.items()}
+        sums.append(torch.stack([_row_sums(parts[id(a)] * parts[id(b)]) for a, b in pairs], dim=1))
+    return torch.cat(sums).cpu()
+
+
+def _row_sums(rows: Tensor) -> Tensor:
+    """(n, size) -> (n,): each the same bits for any n, where torch would sum a long single row in parts, by threads."""
+    return rows.expand(2, -1).sum(1)[:1] if len(rows) == 1 else rows.sum(1)
 
 
 def _listed(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
@@ -64,11 +99,12 @@ def _listed(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
-def _by_slab(parameters: list[Tensor]) -> list[tuple[Slab | None, list[Tensor]]]:
-    groups: dict[int, tuple[Slab | None, list[Tensor]]] = {}
-    for p in parameters:
+def _by_slab(parameters: Sequence[Tensor]) -> list[tuple[Slab | None, list[int]]]:
+    """The slabs, in order of appearance, each with the places of its parameters."""
+    groups: dict[int, tuple[Slab | None, list[int]]] = {}
+    for i, p in enumerate(parameters):
         slab = slab_of(p)
-        groups.setdefault(id(slab), (slab, []))[1].append(p)
+        groups.setdefault(id(slab), (slab, []))[1].append(i)
     return list(groups.values())
 
 
@@ -102,14 +138,20 @@ def synchronize(net: nn.Module) -> bool:
     return differed
 
 
-def _refuse(optimizer: Any, args: Any, kwargs: Any) -> None:
-    if not any(kind.__name__ in _NOT_ELEMENTWISE for kind in type(optimizer).__mro__):
+def refuse(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `InputError` for an optimizer of torch that is not elementwise and has slabs of layers to update."""
+    kinds = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.")]
+    if not any(kind.__name__ in _NOT_ELEMENTWISE for kind in kinds):
         return
     if any(slab_of(p) is not None for group in optimizer.param_groups for p in group["params"]):
         raise InputError(
             f"optimizer: {type(optimizer).__name__} given, which is not elementwise and would be silently wrong on "
-            "slabs of layers; SGD, Adam, AdamW, RMSprop and other elementwise optimizers allowed"
+            "slabs of layers; lpnet.optim.LBFGS, SGD, Adam, AdamW, RMSprop and other elementwise optimizers allowed"
         )
 
 
-register_optimizer_step_pre_hook(_refuse)
+def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    refuse(optimizer)
+
+
+register_optimizer_step_pre_hook(_before_step)

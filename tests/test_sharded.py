@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lpnet
 from lpnet import MGRIT, InputError, Serial
+from lpnet.optim import LBFGS
 from lpnet.sharded import slab_of, trunks
 
 ONE = MGRIT(coarsening=4, cycles=0)
@@ -104,6 +105,23 @@ def test_optimizers_that_mix_numbers_are_refused_on_slabs(name: str) -> None:
     assert torch.equal(one[0].weight, before)
     ends = [p for p in one.parameters() if slab_of(p) is None and p.ndim == 2]
     getattr(torch.optim, name)(ends).step(lambda: loss(one))  # replicated ones are nobody's concern
+
+
+def test_lbfgs_of_torch_is_refused_in_any_guise_and_that_of_lpnet_is_not() -> None:
+    one = net()
+    mine = type("Mine", (torch.optim.LBFGS,), {})(one.parameters())
+    with pytest.raises(InputError, match=r"^optimizer: Mine given, .*lpnet\.optim\.LBFGS.* allowed$"):
+        mine.step(lambda: loss(one))
+
+    def closure() -> Tensor:
+        one.zero_grad()
+        value = loss(one)
+        value.backward()
+        return value
+
+    before = loss(one).item()
+    LBFGS(one.parameters()).step(closure)
+    assert loss(one).item() < before
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from lpnet import regularizers
 from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.network import Network
+from lpnet.oneshot import Descent, OneShot, Progress
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.training.updates import make_optimizer, make_schedule
 
@@ -68,7 +69,8 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
         log: is told each step.
 
     Returns:
-        The record of the last step, with the accuracies at the end.
+        The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
+        the exact chain) and `largest_gradient_error` (the largest estimate of the others; None without control).
 
     Raises:
         NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
@@ -77,35 +79,72 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
     steps = options.total_steps(len(data.train_y))
     optimizer = make_optimizer(config.optimizer, net.parameters())
     schedule = make_schedule(config.schedule, optimizer, steps)
-    penalties = _penalties(net)
+    objective = _Objective(net)
+    descent = _descent(net, optimizer, objective, len(data.train_y))
     record: Record = {}
+    totals: Record = {"serial_steps": 0, "largest_gradient_error": None}
     good = _copies(net)
     batches = _batches(data, options.batch, config.run.seed)
     for step in range(1, steps + 1):
         start = time.perf_counter()
-        epoch, x, y = next(batches)
-        optimizer.zero_grad()
-        fitting = cross_entropy(net(x), y)
-        loss = sum((penalty() for penalty in penalties), fitting)
-        loss.backward()
+        epoch, index = next(batches)
+        lr = optimizer.param_groups[0]["lr"]
+        loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
         norm = _gradient_norm(net, config.optimizer.clip)
-        record = {"step": step, "epoch": epoch, "loss": loss.item(), "cross_entropy": fitting.item()}
-        record |= {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], **_solves(net)}
-        if not (math.isfinite(record["loss"]) and math.isfinite(norm)):
+        progress = descent.progress(loss, norm)
+        record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting}
+        record |= {"grad_norm": norm, "lr": lr, **_solves(net, progress)}
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             log.step(record | {"seconds": time.perf_counter() - start})
             _restore(net, good)
             raise NonFiniteError(_stopped(record))
+        totals = _counted(totals, progress)
+        if progress.diverged:
+            log.warn(_diverged(step, progress))
         good = _copies(net)
-        optimizer.step()
+        descent.update()
         if step < steps:  # a schedule is made for so many steps, and not one more
             schedule.step()
         record["seconds"] = time.perf_counter() - start
-        if step == steps or (options.validate_every and step % options.validate_every == 0):
+        last = step == steps or progress.converged
+        if last or (options.validate_every and step % options.validate_every == 0):
             record |= evaluate(net, data)
             if synchronize(net):
                 log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
         log.step(record)
-    return record
+        if progress.converged:
+            log.warn(f"step {step}: residuals and gradient are within oneshot.tol; stopped before the last step")
+            break
+    return record | totals
+
+
+class _Objective:
+    """Cross entropy and regularisers; `fitting` is the last cross entropy alone."""
+
+    def __init__(self, net: Network) -> None:
+        self.penalties, self.fitting = _penalties(net), math.nan
+
+    def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
+        fitting = cross_entropy(logits, label)
+        self.fitting = fitting.item()
+        return sum((penalty() for penalty in self.penalties), fitting)
+
+
+def _descent(net: Network, optimizer: torch.optim.Optimizer, loss: _Objective, examples: int) -> Descent:
+    """The method of the configuration."""
+    config = net.config
+    if config.training.method == "gradient":
+        return Descent(net, optimizer, loss)
+    batches = config.training.batch is not None and config.training.batch < examples
+    return OneShot(
+        net,
+        optimizer,
+        loss,
+        cycles=None,
+        control=config.control.options(),
+        warm=config.oneshot.options(examples if batches else None),
+        tol=config.oneshot.tol,
+    )
 
 
 def evaluate(net: Network, data: Tensors) -> Record:
@@ -141,18 +180,18 @@ def _penalties(net: Network) -> list[Callable[[], Tensor]]:
     return found
 
 
-def _batches(data: Tensors, size: int | None, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Epoch after epoch (counted from 1) of batches, each epoch in an order drawn from (seed, epoch)."""
+def _batches(data: Tensors, size: int | None, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """Epoch after epoch (counted from 1): the numbers of each batch's examples, in an order from (seed, epoch)."""
     n, epoch = len(data.train_y), 0
     while True:
         epoch += 1
         if size is None or size >= n:
-            yield epoch, data.train_x, data.train_y
+            yield epoch, torch.arange(n, device=data.train_y.device)
             continue
         rng = np.random.default_rng([seed, zlib.crc32(b"order of examples"), epoch])
         order = torch.from_numpy(rng.permutation(n)).to(data.train_y.device)
         for part in order.split(size):
-            yield epoch, data.train_x[part], data.train_y[part]
+            yield epoch, part
 
 
 def _gradient_norm(net: Network, largest: float | None) -> float:
@@ -161,14 +200,31 @@ def _gradient_norm(net: Network, largest: float | None) -> float:
     return float(grad_norm(parameters) if largest is None else clip_grad_norm_(parameters, largest))
 
 
-def _solves(net: Network) -> Record:
-    """Cycles and residuals of the last two solves."""
+def _solves(net: Network, progress: Progress) -> Record:
+    """Cycles and residuals of the last two solves, and what control says of them."""
     info = net.trunk.info
-    found: Record = {}
+    found: Record = {"exact": progress.exact, "checked": progress.checked, "gradient_error": progress.gradient_error}
     for name, one in (("forward", info.forward), ("adjoint", info.adjoint)):
         if one is not None:
             found |= {f"cycles_{name}": one.cycles, f"residuals_{name}": list(one.residuals)}
     return found
+
+
+def _counted(totals: Record, progress: Progress) -> Record:
+    """`serial_steps` and `largest_gradient_error` with one more step."""
+    errors = [e for e in (totals["largest_gradient_error"], progress.gradient_error) if e is not None]
+    return {
+        "serial_steps": totals["serial_steps"] + progress.exact,
+        "largest_gradient_error": max(errors, default=None),
+    }
+
+
+def _diverged(step: int, progress: Progress) -> str:
+    answer = "the exact chain" if progress.exact else "more cycles"
+    return (
+        f"step {step}: the solves diverge from the states of these weights (estimated gradient error "
+        f"{progress.gradient_error:.2g}); answered by {answer}"
+    )
 
 
 def _copies(net: nn.Module) -> list[Tensor]:

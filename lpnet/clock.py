@@ -1,0 +1,307 @@
+"""Virtual clocks: when a solve would be done on any number of ranks, without running on so many.
+
+Every rank r has a clock t_r. Its own work adds to it, and a message makes the receiver wait for the sender:
+
+    n layers, a coarse step     t_r ← t_r + n cost,   t_r ← t_r + cost of G
+    send, receive               stamp = t_r,          t_r ← max(t_r, stamp + latency + message)
+    sum, broadcast of a state   t_r ← max_r t_r + latency ⌈log₂ P⌉,  … + (latency + message) ⌈log₂ P⌉
+
+The work is no formula but `mgrit.Solver` itself, run on numbers that mean nothing: since all messages of a solve go
+forward, the ranks can be run one after the other in the order of the direction, each to its end. So the clocks cannot
+drift from the algorithm.
+"""
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial, reduce
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpnet import hierarchy
+from lpnet.coarsen import parts
+from lpnet.engine import Direction
+from lpnet.errors import InputError
+from lpnet.hierarchy import Level
+from lpnet.mgrit import CoarseStep, Info, Solver
+from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.slab import Comm, Slab
+from lpnet.steppers import Picard, Program, Stepper
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the steps cost, in any unit of time; by default in evaluations of a layer.
+
+    Attributes:
+        fine: one layer forward, for the whole batch, on one rank.
+        pull: its adjoint without weight gradient.
+        gradient: its weight gradient.
+        batched: s parts evaluated at once cost 1 + (s − 1) batched evaluations (0: a device that is bound by launches;
+            1: no gain).
+        latency: time of an empty message.
+        message: what a message takes longer when it holds one state of the whole batch.
+        fixed: share of a layer's cost that does not shrink with the batch; one of Q equal parts of the batch costs
+            fixed + (1 − fixed)/Q of it.
+        overhead: of a coarse step besides its evaluations (the state is copied in and out, as for a whole interval of
+            layers).
+
+    Raises:
+        InputError: a negative cost, or one that is not finite; `fixed` above 1.
+    """
+
+    fine: float = 1.0
+    pull: float = 1.0
+    gradient: float = 1.0
+    batched: float = 1.0
+    latency: float = 0.0
+    message: float = 0.0
+    fixed: float = 0.0
+    overhead: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if not (0 <= given < math.inf):
+                raise InputError(f"{field.name}: {given!r} given, a finite number of at least 0 allowed")
+        if self.fixed > 1:
+            raise InputError(f"fixed: {self.fixed!r} given, a number from 0 to 1 allowed")
+
+    def share(self, count: int) -> float:
+        """Cost of a layer for one of `count` equal parts of the batch, as a share of that for the whole."""
+        return self.fixed + (1 - self.fixed) / count
+
+
+class Time(NamedTuple):
+    """The same moment without and with the weight gradients' work before it."""
+
+    plain: float
+    graded: float
+
+    def after(self, plain: float, graded: float | None = None) -> "Time":
+        """So much later."""
+        return Time(self.plain + plain, self.graded + (plain if graded is None else graded))
+
+    def latest(self, other: "Time") -> "Time":
+        """The later of two moments."""
+        return Time(max(self.plain, other.plain), max(self.graded, other.graded))
+
+
+_ZERO = Time(0.0, 0.0)
+
+
+class Run(NamedTuple):
+    """One direction of one training step, as `critical_path` is asked for it."""
+
+    stepper: Stepper
+    layers: int
+    ranks: int
+    unit: int
+    adjoint: bool
+    options: SolverOptions
+    costs: Costs
+
+    @property
+    def layer(self) -> float:
+        """One layer in this direction, without weight gradient."""
+        return self.costs.pull if self.adjoint else self.costs.fine
+
+    @property
+    def gradient(self) -> float:
+        return self.costs.gradient if self.adjoint else 0.0
+
+    @property
+    def hop(self) -> float:
+        """What a state takes from one rank to another."""
+        return self.costs.latency + self.costs.message
+
+    @property
+    def rounds(self) -> int:
+        """⌈log₂ P⌉, the rounds of a collective."""
+        return (self.ranks - 1).bit_length()
+
+    @property
+    def lift(self) -> Time:
+        """The lift of the input, or its adjoint, for which it is evaluated again."""
+        share = len(self.stepper.lift(1.0)) / len(self.stepper.stages(1.0))
+        once = self.costs.fine + (self.costs.pull if self.adjoint else 0.0)
+        return Time(share * once, share * (once + self.gradient))
+
+    def coarse(self, spans: Sequence[tuple[int, int]], layer: float) -> list[float]:
+        """What coarse steps over spans of layers cost where a layer costs so much."""
+        assert isinstance(self.options, MGRIT)
+        cut = [tuple(q - p for p, q in parts(span, self.options.samples)) for span in spans]
+        programs = {lengths: self.stepper.coarse(lengths, 1.0, self.options) for lengths in set(cut)}
+        stages = len(self.stepper.stages(1.0))
+        evaluations = {lengths: self._evaluations(program) / stages for lengths, program in programs.items()}
+        return [evaluations[lengths] * layer + self.costs.overhead for lengths in cut]
+
+    def _evaluations(self, program: Program) -> float:
+        if isinstance(program, Picard):
+            return program.passes * (1 + (len(program.lengths) - 1) * self.costs.batched)
+        return len(program)
+
+
+class _Ranks(Comm):
+    """Stands for any number of ranks where only their number is asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class View(NamedTuple):
+    """A direction with the levels as every rank sees them, ranks in the order of the direction."""
+
+    direction: Direction
+    bounds: list[tuple[int, ...]]
+    levels: list[list[Level]]
+
+
+@lru_cache(maxsize=64)
+def view_of(layers: int, ranks: int, unit: int, adjoint: bool, shape: MGRIT) -> View:
+    direction = Direction(Slab(layers, _Ranks(ranks), unit), adjoint)
+    bounds = direction.levels(shape)
+    if len(bounds) < 2:
+        return View(direction, bounds, [])
+    order, starts = direction.order, direction.starts
+    return View(direction, bounds, [hierarchy.build(bounds, starts, order, rank) for rank in order])
+
+
+@lru_cache(maxsize=65536)
+def end_of(run: Run) -> Time:
+    """When the result of a solve is known on all ranks."""
+    options = run.options
+    shape = MGRIT(options.coarsening, options.levels) if isinstance(options, MGRIT) else MGRIT(levels=1)
+    view = view_of(run.layers, run.ranks, run.unit, run.adjoint, shape)
+    if not view.levels:
+        end = _chain(run, view.direction, options.micro_batches if isinstance(options, Serial) else 1)
+    else:
+        end, _ = simulate(run, view)
+        lifted = end.after(*run.lift) if run.adjoint else end
+        carried = sum(levels[1].lo < levels[1].hi for levels in view.levels) > 1
+        tau = isinstance(options, MGRIT) and options.initial == "tau"
+        end = lifted.latest(end.after(run.hop)) if tau and carried else lifted
+    return end.after(run.hop * run.rounds)
+
+
+def _chain(run: Run, direction: Direction, Q: int) -> Time:
+    """The exact chain, `Engine._chain` and `Engine._chain_back`, pipelined over Q parts of the batch."""
+    share = run.costs.share(Q)
+    layer, lift = run.layer * share, run.lift
+    ready = [_ZERO] * Q  # when a part arrives
+    for rank in direction.order:
+        n = direction.slab.counts[rank]
+        if not n:
+            continue
+        time, own = _ZERO, Time(n * layer, n * (layer + run.gradient * share))
+        if rank == direction.slab.first:  # which lifts, or pulls the lift back
+            own = own.after(lift.plain * share, lift.graded * share)
+        for q in range(Q):
+            time = time.latest(ready[q]).after(*own)
+            ready[q] = time.after(run.costs.latency + run.costs.message / Q)
+    return time
+
+
+_Sent = defaultdict[tuple[int, int], deque[Time]]
+"""(from, to) -> when the messages on their way were sent."""
+
+
+class _Rank:
+    """A rank with a clock, in the place of the propagators and of the communicator."""
+
+    def __init__(self, rank: int, time: Time, run: Run, sent: _Sent) -> None:
+        self.rank, self.time, self.sent, self.hop = rank, time, sent, run.hop
+        self.layer = self.last_layer = run.layer
+        self.gradient = run.gradient
+
+    # Values are new objects, since the solver tells by identity what it has evaluated already.
+    def sweep(self, last: bool) -> None:
+        self.last_layer = self.layer + self.gradient * last
+
+    def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
+        self.time = self.time.after((i1 - i0) * self.layer, (i1 - i0) * self.last_layer)
+        return u.detach()
+
+    def step(self, prices: Sequence[float], k: int, u: Tensor) -> Tensor:
+        self.time = self.time.after(prices[k])
+        return u.detach()
+
+    def send(self, x: Tensor, to: int) -> None:
+        self.sent[self.rank, to].append(self.time)
+
+    def recv(self, like: Tensor, source: int) -> Tensor:
+        self.time = self.time.latest(self.sent[source, self.rank].popleft().after(self.hop))
+        return like.detach()
+
+
+def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
+    """`Engine._mgrit` or `Engine._mgrit_back`: when the last sum over all ranks is done, and every rank's info.
+
+    Nothing is known of what comes after a sum on any rank before all have come to it. So with `tol`, where each cycle
+    ends with one, the solve is run anew for each sum, with the ends of those before.
+    """
+    options = run.options
+    assert isinstance(options, MGRIT)
+    begin = _begin(run, view)
+    prices = [run.coarse(view.direction.spans(bound), run.layer) for bound in view.bounds[1:]]
+    if run.adjoint:
+        prices = [level[::-1] for level in prices]
+    sums: list[Time] = []
+    infos: list[Info] = []
+    for _ in range(1 if options.tol is None else options.cycles + 1):
+        sent: _Sent = defaultdict(deque)
+        arrivals: list[Time] = []
+        infos = []
+        for rank, levels in zip(view.direction.order, view.levels, strict=True):
+            one = _Rank(rank, begin[rank], run, sent)
+            steps: list[CoarseStep] = [partial(one.step, level) for level in prices]
+            solver = Solver(options, levels, one, steps, one)
+            _solve(solver, one, sums, arrivals)
+            infos.append(solver.info)
+        sums.append(reduce(Time.latest, arrivals).after(run.costs.latency * run.rounds))
+    return sums[-1], infos
+
+
+def _solve(solver: Solver, one: _Rank, sums: Sequence[Time], arrivals: list[Time]) -> None:
+    """The solve of one rank; `arrivals` is given the time at which it comes to the first sum that is not known yet."""
+    calls = 0
+
+    def total(rows: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        if calls < len(sums):
+            one.time = sums[calls]
+        elif calls == len(sums):
+            arrivals.append(one.time)
+        calls += 1
+        return np.array([[math.inf, 1.0]] * rows.shape[1])  # never small enough to stop
+
+    x0 = torch.zeros(1)
+    guess = None
+    if solver.options.initial != "coarse":
+        level = solver.levels[0]
+        guess = [x0.detach() for _ in range(level.coarse_hi - level.coarse_lo)]
+    solver.solve(x0=x0, guess=guess, total=total)
+
+
+def _begin(run: Run, view: View) -> list[Time]:
+    """When each rank begins its solve: after the lift, or after `Engine._linearize`."""
+    direction = view.direction
+    time = [_ZERO] * run.ranks
+    if not run.adjoint:
+        time[direction.first] = run.lift
+        constant = isinstance(run.options, MGRIT) and run.options.initial == "constant"
+        return [run.lift.after(run.hop * run.rounds)] * run.ranks if constant else time
+    for bound in view.bounds[1:]:
+        spans = direction.spans(bound)
+        sent = list(time)  # states are sent before any is waited for
+        steps = list(zip(spans, direction.owners(spans), run.coarse(spans, run.costs.fine), strict=True))
+        for (a, _), owner, cost in steps[1:]:
+            source = direction.slab.owner(a)
+            if source != owner:
+                time[owner] = time[owner].latest(sent[source].after(run.hop))
+            time[owner] = time[owner].after(cost)
+    return time

@@ -1,0 +1,255 @@
+"""Simultaneous ("one-shot") training: the weights are updated while states and adjoints still converge.
+
+One step, in the order state, adjoint, design, with k + 1 F-sweeps in either direction (k = 0 is the cheapest):
+
+    u_{k+1} = G_k(u_k) + τ_{k+1}       coarse problem with the new weights and the τ that the last sweep left
+    F-sweep                            states x_j, next τ
+    the same for z                     adjoints z_j, gradients g_j, next τ
+    θ ← θ + d(g)                       any update
+
+For weights that stand still a step is one full multigrid cycle each way, since the coarse problem of a cycle takes its
+τ from the sweep before it. So states and adjoints converge while the updates become small, and near a minimum the
+gradient is as exact as its size demands. Error control (`lpnet.control`) watches over that.
+
+Sources: Günther, Ruthotto, Schroder, Cyr, Gauger, Layer-parallel training of deep residual neural networks (2020),
+section 3.3 (simultaneous optimisation); Brandt, Livne, Multigrid Techniques (1984) (frozen τ).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lpnet.control import Adaptive
+from lpnet.errors import InputError
+from lpnet.gradient import Infos, controlled, repeating
+from lpnet.mgrit import Info
+from lpnet.optim import LBFGS
+from lpnet.options import MGRIT, SolverOptions
+from lpnet.recall import ExampleMemory, WarmStates
+from lpnet.sharded import clip_grad_norm_, grad_norm, refuse, trunks
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_DIVERGED = 1.0  # estimated gradient error beyond which an iteration is said to diverge
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one step found.
+
+    Attributes:
+        loss: before the update, at the states of the last sweep.
+        gradient_norm: of the whole gradient.
+        state_residual: relative residual of the forward solves (the largest, of several trunks).
+        adjoint_residual: the same of the adjoint solves.
+        gradient_error: estimated relative error of the gradient by the schedule of the step; None without control.
+        exact: the gradient that was used is that of the exact chain.
+        checked: the gradient was compared with a better one, which was used in its place.
+        diverged: the estimated error was above 1; the step was then repeated with more cycles, or exactly.
+        converged: residuals and gradient are within the tolerance (never without one).
+    """
+
+    loss: float
+    gradient_norm: float
+    state_residual: float
+    adjoint_residual: float
+    gradient_error: float | None
+    exact: bool
+    checked: bool
+    diverged: bool
+    converged: bool = False
+
+
+class Descent:
+    """Loss, gradient and update of a network, under the error control of its trunks, step by step; collective.
+
+    Args:
+        net: any module with `lpnet.LayerParallel` in it, each called once per evaluation.
+        optimizer: elementwise (see `lpnet.sharded`), or `lpnet.optim.LBFGS`.
+        loss: (output, label) -> scalar, the mean over the examples.
+
+    Raises:
+        InputError: an optimizer that would be wrong on slabs, or a network without a trunk.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss = cross_entropy) -> None:
+        self.net, self.optimizer, self.loss = net, optimizer, loss
+        self.trunks = trunks(net)
+        if not self.trunks:
+            raise InputError(f"net: a {type(net).__name__} given without any lpnet.LayerParallel, at least one needed")
+        refuse(optimizer)
+        self._batch: tuple[Tensor, Tensor] | None = None
+        self._value = torch.zeros(())
+
+    def evaluate(self, x: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
+        """Loss of a batch, with all gradients.
+
+        Args:
+            x: (batch, …), the same on every rank.
+            label: what `loss` compares the output with.
+            index: (batch,) which examples these are; for methods that remember them.
+        """
+        self._batch = (x, label)
+        self._value = controlled(self.trunks, self._gradient)
+        return self._value
+
+    def _gradient(self) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self._loss()
+        loss.backward()
+        return loss.detach()
+
+    def _loss(self) -> Tensor:
+        if self._batch is None:
+            raise RuntimeError("update called before evaluate")
+        x, label = self._batch
+        return self.loss(self.net(x), label)
+
+    def _objective(self) -> Tensor:
+        with torch.no_grad(), repeating(self.trunks):
+            return self._loss()
+
+    def update(self) -> None:
+        """Update all weights by the gradients of `evaluate`; L-BFGS searches along its direction on the same batch."""
+        if isinstance(self.optimizer, LBFGS):
+            self.optimizer.step(lambda: self._value, self._objective)
+        else:
+            self.optimizer.step()
+
+    def step(self, x: Tensor, label: Tensor, index: Tensor | None = None, clip: float | None = None) -> Progress:
+        """`evaluate`, scale the gradient down to norm `clip` if one is given, and `update`."""
+        loss = self.evaluate(x, label, index).item()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(grad_norm(parameters) if clip is None else clip_grad_norm_(parameters, clip))
+        progress = self.progress(loss, norm)
+        self.update()
+        return progress
+
+    def progress(self, loss: float, norm: float) -> Progress:
+        """What the last evaluation found."""
+        infos = [trunk.info for trunk in self.trunks]
+        reports = [info.control for info in infos if info.control is not None]
+        exact = any(r.exact for r in reports) or all(_is_serial(info) for info in infos)
+        error = max((r.gradient_error for r in reports), default=0.0 if exact else None)
+        return Progress(
+            loss,
+            norm,
+            max(_last(info.forward) for info in infos),
+            max(_last(info.adjoint) for info in infos),
+            error,
+            exact,
+            any(r.checked for r in reports),
+            error is not None and not error <= _DIVERGED,
+        )
+
+
+def _is_serial(info: Infos) -> bool:
+    return all(one is not None and one.solver == "serial" for one in (info.forward, info.adjoint))
+
+
+def _last(info: Info | None) -> float:
+    return float(info.residuals[-1]) if info is not None else math.inf
+
+
+class OneShot(Descent):
+    """Simultaneous training: states, adjoints and weights converge together.
+
+    From now on the trunks of `net` start each solve from what earlier steps left, under error control.
+
+    Args:
+        net: a network with at least one `lpnet.LayerParallel`, solved by MGRIT.
+        optimizer: of torch (elementwise), or `lpnet.optim.LBFGS`.
+        loss: (output, label) -> scalar, the mean over the examples.
+        cycles: multigrid cycles of a step beyond the one that a step is anyway; 0 is one F-sweep each way; None: as
+            many as the solvers of the trunks have.
+        control: of the gradient error.
+        warm: what is kept of the examples; mini-batches need its `examples`, and the `index` of each step.
+        tol: for the stopping test: residuals of state and adjoint, and the norm of the gradient relative to that of the
+            first step, are all at or below it.
+
+    Raises:
+        InputError: a trunk that is not solved by MGRIT, an optimizer that is wrong on slabs, a value out of range; from
+            `step`, states that need more memory than allowed.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss = cross_entropy,
+        cycles: int | None = 0,
+        control: Adaptive | None = None,
+        warm: WarmStates | None = None,
+        tol: float | None = None,
+    ) -> None:
+        super().__init__(net, optimizer, loss)
+        if tol is not None and not (isinstance(tol, int | float) and 0 < tol < 1):
+            raise InputError(f"tol: {tol!r} given, a number above 0 and below 1, or None, allowed")
+        self.tol, self.warm = tol, warm if warm is not None else WarmStates()
+        self._first_norm: float | None = None
+        self._previous: Tensor | None = None
+        for trunk in self.trunks:
+            solvers = [remembering(s, cycles) for s in (trunk.forward_solver, trunk.adjoint_solver)]
+            trunk.steer(solvers[0], solvers[1], control if control is not None else Adaptive())
+            if self.warm.examples is not None:
+                trunk.memory = ExampleMemory(trunk.comm, self.warm.examples, self.warm)
+
+    def evaluate(self, x: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
+        """Loss of a batch, with all gradients.
+
+        Args:
+            x: (batch, …), the same on every rank.
+            label: what `loss` compares the output with; whole numbers (batch,) are classes.
+            index: (batch,) which of the `warm.examples` examples these are; None: no mini-batches, so that nothing is
+                taken from earlier steps unless x is that of the last one.
+        """
+        if self.warm.examples is None:
+            same = self._previous is not None and torch.equal(self._previous, x)
+            self._previous = x.detach().clone() if not same else self._previous
+            if not same or self.warm.kind == "none":
+                self._forget()
+            return super().evaluate(x, label)
+        index = self._check_index(index, len(x), self.warm.examples)
+        classes = label if label.ndim == 1 and not label.is_floating_point() else None
+        for trunk in self.trunks:
+            if isinstance(trunk.memory, ExampleMemory):
+                trunk.memory.batch(index, classes)
+        return super().evaluate(x, label)
+
+    def _forget(self) -> None:
+        for trunk in self.trunks:
+            trunk.memory.clear()
+
+    @staticmethod
+    def _check_index(index: Tensor | None, batch: int, n: int) -> Tensor:
+        if index is None or index.shape != (batch,) or index.is_floating_point() or not batch:
+            shape = None if index is None else tuple(index.shape)
+            raise InputError(f"index: {shape} given, the numbers of the {batch} examples of this batch needed")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= n:
+            raise InputError(f"index: numbers from {low} to {high} given, 0 to {n - 1} allowed")
+        return index
+
+    def progress(self, loss: float, norm: float) -> Progress:
+        found = super().progress(loss, norm)
+        self._first_norm = norm if self._first_norm is None else self._first_norm
+        if self.tol is None:
+            return found
+        worst = max(found.state_residual, found.adjoint_residual)
+        return replace(found, converged=worst <= self.tol and norm <= self.tol * self._first_norm)
+
+
+def remembering(options: SolverOptions, cycles: int | None = None) -> MGRIT:
+    """The same solver starting from the τ of earlier solves (with so many cycles).
+
+    Raises:
+        InputError: the exact chain, which has no states that could converge.
+    """
+    if not isinstance(options, MGRIT):
+        raise InputError(f"method: simultaneous given with the solver {options!r}, MGRIT needed")
+    return replace(options, initial="tau", cycles=options.cycles if cycles is None else cycles)
+
