@@ -13,6 +13,7 @@ from lpnet.mgrit import Info
 from lpnet.module import LayerParallel
 from lpnet.oneshot import OneShot
 from lpnet.options import MGRIT, Serial
+from lpnet.plan import Plan, plan
 from lpnet.recall import WarmStates
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.version import __version__
@@ -50,6 +51,7 @@ __all__ = [
     "LayerParallel",
     "NonFiniteError",
     "OneShot",
+    "Plan",
     "Serial",
     "WarmStates",
     "__version__",
@@ -59,6 +61,7 @@ __all__ = [
     "grad_norm",
     "load",
     "optim",
+    "plan",
     "regularizers",
     "steppers",
     "synchronize",

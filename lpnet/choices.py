@@ -145,7 +145,13 @@ class Solver:
 
     def resolved(self) -> "Solver":
         """With the numbers of the kind written out."""
-        return Solver(kind=self.kind, **dataclasses.asdict(self.options()))
+        return Solver.of(self.options())
+
+    @classmethod
+    def of(cls, options: SolverOptions) -> "Solver":
+        """The section that describes a solver's options object."""
+        kind = next(name for name, known in SOLVERS.items() if isinstance(options, known))
+        return cls(kind=kind, **dataclasses.asdict(options))  # type: ignore[arg-type]
 
 
 def solver_options(kind: str) -> dict[str, Any]:

@@ -282,8 +282,8 @@ def _solve(solver: Solver, one: _Rank, sums: Sequence[Time], arrivals: list[Time
     x0 = torch.zeros(1)
     guess = None
     if solver.options.initial != "coarse":
-        level = solver.levels[0]
-        guess = [x0.detach() for _ in range(level.coarse_hi - level.coarse_lo)]
+        coarse = solver.levels[1:] if solver.options.initial == "tau" else solver.levels[1:2]
+        guess = [x0.detach() for level in coarse for _ in range(level.lo, level.hi)]
     solver.solve(x0=x0, guess=guess, total=total)
 
 

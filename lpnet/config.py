@@ -309,6 +309,7 @@ class Config:
 
         if self.training.method == "simultaneous":
             self.solver.check_simultaneous()
+            require(not self.solver.auto, "solver.auto", True, "false with training.method simultaneous")
 
     def resolved(self) -> "Config":
         """With the numbers that the choices imply written out."""

@@ -2,14 +2,15 @@
 
 The gradient error is that of the gradient by so many cycles against a *reference*, the gradient by more cycles, or the
 exact one. A check solves with one cycle more, and again, until the last change is small against all changes together
-and what is left is within half of the tolerance; where that would cost more than the exact chain on `plan_ranks` ranks,
+and what is left is within 0.4 of the tolerance; where that would cost more than the exact chain on `plan_ranks` ranks,
 by the cost model, the exact chain is the reference. So no check costs much more than the exact chain, and no estimate
 rests on a convergence factor alone. Between checks the error is taken proportional to the residuals,
 
     e  ≈  C |z_N| (r_forward + r_adjoint) / |g|,       C from the last check
 
 since an error of the states moves the gradient by an amount that does not shrink with the gradient: near a minimum the
-same residual is a larger error. An estimate above the tolerance calls for a check in the same step.
+same residual is a larger error. Nor is it taken to be below the residuals themselves. An estimate above 0.6 of the
+tolerance calls for a check in the same step, and so do residuals far above those of the last check.
 
 Nothing here depends on the number of ranks or on timings.
 """
@@ -24,7 +25,12 @@ from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.steppers import Stepper
 
 _MOST_CYCLES = 30  # beyond which nobody waits for convergence
+_FAR = 10.0  # times the residual of the last check ...
+_FEW = 0.1  # ... and more than this share of the aim: grounds for a new check
+_SOON = 5  # a check after a rise follows so many times sooner than others
 _LONGEST = 8  # times `every`: the longest stay with the exact chain
+_AIM = 0.4  # share of the tolerance that a schedule may use up at a check
+_ALARM = 0.6  # share of the tolerance beyond which an estimate calls for a check
 _UNKNOWN_GAIN = 0.1  # of a cycle that nobody has measured
 _SETTLED = 0.3  # last change over all changes together, below which a reference is one
 
@@ -85,7 +91,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Signals:
-    """Residuals of the two solves of a step, norm of the cotangent z_N, norm of the weight gradients."""
+    """Residuals of the two solves of a step, norm of the cotangent z_N, norm of the gradient (of weights, or input)."""
 
     forward: float
     adjoint: float
@@ -121,6 +127,7 @@ class Controller:
         self._steps, self._next_check = 0, 1
         self._left, self._stay = 0, adaptive.every  # steps still to be done by the exact chain, and next time
         self._scale: float | None = None
+        self._seen = (0.0, 0.0)  # residuals at the last check
         self._failed = 0
 
     def schedule(self, more: int = 0) -> Schedule:
@@ -150,11 +157,20 @@ class Controller:
 
     def estimate(self, signals: Signals) -> float:
         """Estimated gradient error of a step; not finite where nothing is known."""
-        return math.inf if self._scale is None else self._scale * signals.size
+        if not signals.size:
+            return 0.0
+        if self._scale is None or self._is_new(signals):
+            return math.inf
+        return max(self._scale * signals.size, signals.forward, signals.adjoint)
+
+    def _is_new(self, signals: Signals) -> bool:
+        """Whether a residual has grown too far beyond that of the last check for C still to hold."""
+        pairs = zip((signals.forward, signals.adjoint), self._seen, strict=True)
+        return any(new > max(_FAR * seen, _FEW * self._target) for new, seen in pairs)
 
     def wants_check(self, estimate: float) -> bool:
         """Whether the step is to be compared with a reference."""
-        return self._steps >= self._next_check or not estimate <= self.adaptive.gradient_tol
+        return self._steps >= self._next_check or not estimate <= _ALARM * self.adaptive.gradient_tol
 
     def enough(self, errors: Sequence[float], rate: float) -> bool:
         """Whether the last gradient of a check is a reference.
@@ -164,17 +180,17 @@ class Controller:
             rate: largest ratio of the residuals of the last two.
         """
         settled = errors[-1] <= _SETTLED * errors[0] if len(errors) > 1 else rate <= _SETTLED
-        return settled and self._left_over(errors, rate) <= self._target
+        return settled and self._left_over(errors, rate) <= min(self._target, _SETTLED * errors[0])
 
     def _left_over(self, errors: Sequence[float], rate: float) -> float:
-        """Error that the last gradient of a check is likely to have."""
+        """Error that the last gradient of a check is likely to have: the rest of a geometric series."""
         if len(errors) > 1 and errors[0] > 0:
             rate = max(rate, errors[-1] / errors[-2]) if errors[-2] > 0 else rate
-        return errors[-1] * rate if math.isfinite(rate) else math.inf
+        return errors[-1] * rate / (1 - rate) if rate < 1 else math.inf
 
     @property
     def _target(self) -> float:
-        return self.adaptive.gradient_tol / 2
+        return _AIM * self.adaptive.gradient_tol
 
     def settle(self, errors: Sequence[float], rate: float, exact: bool, signals: Signals) -> None:
         """Decide how to go on after a check.
@@ -187,6 +203,7 @@ class Controller:
         """
         adaptive = self.adaptive
         self._scale = errors[0] / signals.size if 0 < signals.size < math.inf else None
+        self._seen = (signals.forward, signals.adjoint)
         self._next_check = self._steps + adaptive.every
         known = [*errors] if exact else [*errors, self._left_over(errors, rate)]
         good = next((i for i, e in enumerate(known) if e <= self._target), None)
@@ -195,6 +212,8 @@ class Controller:
             return
         self._failed, self._stay = 0, adaptive.every
         self._offset += good
+        if good:  # counted from what the solves of this step started from, which is better the next time
+            self._next_check = self._steps + max(1, adaptive.every // _SOON)
         gain = known[1] / known[0] if len(known) > 1 and known[0] > 0 else min(rate, _UNKNOWN_GAIN)
         if not good and self._offset > self._least and known[0] <= self._target * min(1.0, gain) / 2:
             self._offset -= 1

@@ -151,6 +151,7 @@ class Engine:
             u = layers.lift(part) if ahead.previous is None else self.comm.recv(part, ahead.previous)
             u = layers.run(self.slab.lo, self.slab.hi, u, tape)
             info.evaluations += layers.n
+            info.layers += layers.n
             if ahead.next is not None:
                 self.comm.send(u, ahead.next)
             else:
@@ -260,6 +261,7 @@ class Engine:
             u = part if back.previous is None else self.comm.recv(part, back.previous)
             u = layers.pull(self.slab.lo, self.slab.hi, u, tape, gradients)
             info.evaluations += layers.n
+            info.layers += layers.n
             if back.next is not None:
                 self.comm.send(u, back.next)
             else:

@@ -1,144 +1,23 @@
 """The trunk as one differentiable operation: a forward solve, an adjoint solve, and the check of their error.
 
-    x_{j+1} = Φ_j(x_j),        z_j = (∂Φ_j/∂x)ᵀ z_{j+1},    g_j = (∂Φ_j/∂θ)ᵀ z_{j+1}
-
-Under error control (`lpnet.control`) a backward pass may solve again, with more cycles or by the exact chain, from the
-same weights, input and cotangent z_N; its result is then the best of these gradients.
+Under error control (`lpnet.control`) a gradient may be found again, with more cycles or by the exact chain, from the
+same weights, input and start; the best of these gradients is then the one that is used.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lpnet.control import Controller, Report, Schedule, Signals, reduction
-from lpnet.engine import Engine, Prepared, Solution
-from lpnet.memory import FROM_EARLIER, Memory, Solve
 from lpnet.mgrit import Info
-from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.slab import Slab, layer_squares
-from lpnet.stack import Stack
-from lpnet.steppers import Stepper
-
-
-@dataclass
-class Infos:
-    """What the last forward and the last adjoint solve did, and what control says of them; None before the first."""
-
-    forward: Info | None = None
-    adjoint: Info | None = None
-    control: Report | None = None
-
-
-class Trunk(Protocol):
-    """What is needed of a `lpnet.LayerParallel`."""
-
-    stepper: Stepper
-    forward_solver: SolverOptions
-    adjoint_solver: SolverOptions
-    memory: Memory
-    info: Infos
-    exact: bool
-    training: bool
-    _engine: Engine
-    _slab: Slab
-    _stack: Stack
-    _controller: Controller | None
-    _again: "Check | Trial | None"
-    _last: "Trial | None"
-    _deferred: bool
-
-    @property
-    def local_layers(self) -> range: ...
-    @property
-    def theta(self) -> dict[str, nn.Parameter]: ...
-    def _prepare(self, y: Tensor) -> Prepared: ...
-
-
-@dataclass
-class Gradient:
-    """Gradients of the local weights and of the input (packed, without memory), and how they were found."""
-
-    weights: list[Tensor]
-    inputs: Tensor
-    forward: Info
-    adjoint: Info
-
-    @property
-    def residuals(self) -> tuple[float, float]:
-        """The last residual of either solve."""
-        return self.forward.residuals[-1], self.adjoint.residuals[-1]
-
-
-class Step:
-    """The solves of one call of a trunk: one version of the weights, one input, and what to start from."""
-
-    def __init__(self, trunk: Trunk, y: Tensor) -> None:
-        self.trunk, self.prepared, self.wanted = trunk, trunk._prepare(y), True
-        self.field = next(iter(self.prepared.layers.fields.values()))
-        self.x = self._packed(y)
-        self.z = self.x
-        self.guess: dict[str, list[Tensor] | None] = trunk._again.guess if trunk._again else {}
-
-    def _packed(self, y: Tensor) -> Tensor:
-        """(y, 0, …) as the field stores states."""
-        memory = self.trunk.stepper.memory
-        return self.field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (memory - 1)))
-
-    def unpacked(self, y: Tensor) -> Tensor:
-        """(batch, *features) from a packed state without memory."""
-        return self.field.unpack(y[None])[0]
-
-    def _solve(self, which: str, options: SolverOptions) -> Solve | None:
-        if not isinstance(options, MGRIT) or options.initial not in FROM_EARLIER:
-            return None
-        x = self.x if which == "forward" else self.z
-        return Solve(which, options, x, self.field.batch_dim(x))
-
-    def _start(self, which: str, options: SolverOptions) -> list[Tensor] | None:
-        """What the memory has to start from; the same for all solves of the step."""
-        solve = self._solve(which, options)
-        if solve is None:
-            return None
-        if which not in self.guess:
-            self.guess[which] = self.trunk.memory.load(solve)
-        return self.guess[which]
-
-    def _keep(self, which: str, options: SolverOptions, carry: list[Tensor], info: Info) -> None:
-        """For the next step, unless it is not finite (all ranks have the same residual)."""
-        solve = self._solve(which, options)
-        if solve is not None and info.solver == "mgrit" and not isinstance(self.trunk._again, Trial):
-            self.trunk.memory.save(solve, carry if math.isfinite(info.residuals[-1]) else None)
-
-    def forward(self, options: SolverOptions, keep: bool) -> tuple[Tensor, Solution]:
-        """y_N, packed, and what the adjoint needs; collective."""
-        guess = self._start("forward", options)
-        out, solution, carry = self.trunk._engine.forward(self.prepared, self.x, options, keep, guess)
-        self._keep("forward", options, carry, solution.info)
-        return out, solution
-
-    def adjoint(self, solution: Solution, options: SolverOptions, wanted: bool) -> Gradient:
-        """The gradient for the cotangent `z`; collective."""
-        guess = self._start("adjoint", options)
-        out, info, carry = self.trunk._engine.adjoint(self.prepared, solution, self.z, options, wanted, guess)
-        self._keep("adjoint", options, carry, info)
-        weights: list[Tensor] = []
-        if wanted:
-            weights = self.trunk._stack.gradients(dict(self.trunk.theta), dict(self.prepared.layers.fields))
-        return Gradient(weights, out, solution.info, info)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The schedule of a step, and what its solves started from: to evaluate the same function at other weights."""
-
-    schedule: Schedule
-    guess: dict[str, list[Tensor] | None]
+from lpnet.options import Serial, SolverOptions
+from lpnet.slab import layer_squares
+from lpnet.step import Gradient, Step, Trial, Trunk
 
 
 class Check:
@@ -148,7 +27,10 @@ class Check:
         step: whose gradient.
         first: by the schedule of the step.
         signals: residuals and norms of it.
+        controller: decides what follows.
     """
+
+    keeps = True
 
     def __init__(self, step: Step, first: Gradient, signals: Signals, controller: Controller) -> None:
         self.trunk, self.guess, self.controller = step.trunk, step.guess, controller
@@ -176,7 +58,8 @@ def _judged(step: Step, first: Gradient, schedule: Schedule, controller: Control
     if schedule.exact:
         return Report(0.0, True, False, _cycles(first))
     z = float(torch.linalg.vector_norm(step.z.double()))
-    signals = Signals(*first.residuals, z, _norms(step.trunk, [first])[0])
+    g = _norms(step.trunk, [first])[0] if first.weights else float(torch.linalg.vector_norm(first.inputs.double()))
+    signals = Signals(*first.residuals, z, g)
     estimate = controller.estimate(signals)
     if controller.wants_check(estimate):
         return Check(step, first, signals, controller)
@@ -186,6 +69,7 @@ def _judged(step: Step, first: Gradient, schedule: Schedule, controller: Control
 def _checked(step: Step, check: Check) -> Gradient:
     """The last gradient of a check with the cotangent as it is."""
     while True:
+        step.trunk.info.schedules.append(check.schedule)
         _, solution = step.forward(check.schedule.forward, True)
         gradient = step.adjoint(solution, check.schedule.adjoint, step.wanted)
         check.add(gradient)
@@ -247,6 +131,7 @@ class Propagate(torch.autograd.Function):
         trunk._last = Trial(schedule, step.guess)
         out, solution = step.forward(schedule.forward, tracked)
         trunk.info.forward, trunk.info.control = solution.info, None
+        trunk.info.schedules = [*(trunk.info.schedules if trunk._again else []), schedule]
         ctx.step, ctx.solution, ctx.schedule, ctx.controller = step, solution, schedule, controller
         ctx.save_for_backward(*theta)
         return step.unpacked(out)
@@ -280,10 +165,8 @@ def _schedule(trunk: Trunk, controller: Controller | None) -> Schedule:
 def _control(step: Step, gradient: Gradient, schedule: Schedule, controller: Controller) -> Gradient:
     """The gradient to be used; a check is done here, or left to `controlled`."""
     trunk, check = step.trunk, step.trunk._again
-    if isinstance(check, Trial):
-        return gradient
     if check is not None:
-        if not check.done:
+        if isinstance(check, Check) and not check.done:
             check.add(gradient)
         return gradient
     verdict = _judged(step, gradient, schedule, controller)
@@ -312,8 +195,12 @@ def controlled(trunks: Sequence[Trunk], closure: Callable[[], Tensor]) -> Tensor
     for trunk in trunks:
         trunk._deferred = True
     try:
+        drawn = random_state()
         loss = closure()
+        for trunk in trunks:
+            trunk._again = trunk._again or trunk._last
         while any(isinstance(trunk._again, Check) and not trunk._again.done for trunk in trunks):
+            set_random_state(drawn)  # dropout beside the trunks draws the same masks again
             loss = closure()
         for trunk in trunks:
             if isinstance(trunk._again, Check):
@@ -322,6 +209,21 @@ def controlled(trunks: Sequence[Trunk], closure: Callable[[], Tensor]) -> Tensor
         for trunk in trunks:
             trunk._deferred, trunk._again = False, None
     return loss
+
+
+RandomState = tuple[Tensor, list[Tensor]]
+
+
+def random_state() -> RandomState:
+    """State of torch's generators, on the host and on all GPUs in use."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_random_state(state: RandomState) -> None:
+    """Back to an earlier state of torch's generators."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
 
 
 @contextmanager

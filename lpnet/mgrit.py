@@ -37,6 +37,7 @@ class Info:
         cycles: cycles done.
         levels: levels used.
         evaluations: evaluations of layers and coarse steps on this rank (a coarse step counts as one).
+        layers: evaluations of layers alone.
     """
 
     solver: str
@@ -44,6 +45,7 @@ class Info:
     cycles: int = 0
     levels: int = 1
     evaluations: int = 0
+    layers: int = 0
 
     @property
     def convergence_factor(self) -> float | None:
@@ -151,7 +153,7 @@ class Solver:
 
         Args:
             x0: initial state, used by the owner of the first step (a template for the others).
-            guess: C-point values of this rank to start from, or τ at its C-points (``initial="tau"``); None: one
+            guess: C-point values of this rank to start from, or what `tau` returned (``initial="tau"``); None: one
                 coarse solve without either.
             total: collective sum of rows (k, 2) over all C-points, in their order.
 
@@ -188,35 +190,49 @@ class Solver:
         return self.info.residuals[-1]
 
     def tau(self) -> list[Tensor]:
-        """τ_k = F_{k−1}(c_{k−1}) − G_{k−1}(c_{k−1}) at this rank's C-points (0 for k = 0) after a solve; collective.
+        """τ_k = F_{k−1}(c_{k−1}) − G_{k−1}(c_{k−1}) (0 for k = 0) at this rank's C-points, level after level; collective.
 
-        A next solve for slightly other weights or states starts from u_{k+1} = G_k(u_k) + τ_{k+1}: what the coarse grid
-        misses is taken from the last sweep, all else is new. For the same problem this start is one cycle.
+        After a solve; F is a sweep of the level below. A next solve for slightly other weights or states starts from
+        u_{k+1} = G_k(u_k) + τ_{k+1} on each level: what a coarse grid misses is taken from the last sweep, all else is
+        new. For the same problem this start is one cycle.
         Source: Brandt, Livne, Multigrid Techniques (1984), section 15 (frozen τ).
         """
-        level, grid = self.levels[1], self.grids[0]
-        if level.lo == level.hi:
-            return []
-        if level.next is not None:
-            self.comm.send(grid.value[-1], level.next)
-        before = self.x0 if level.previous is None else self.comm.recv(self.x0, level.previous)
-        G = [before, *grid.value[:-1]]
-        return [torch.zeros_like(g) if F is None else F - g for F, g in zip(self._arrived[0], G, strict=True)]
+        for level, grid in zip(self.levels[1:], self.grids, strict=True):
+            if level.lo < level.hi and level.next is not None:
+                self.comm.send(grid.value[-1], level.next)
+        found: list[Tensor] = []
+        for level, grid, arrived in zip(self.levels[1:], self.grids, self._arrived, strict=False):
+            if level.lo < level.hi:
+                before = self.x0 if level.previous is None else self.comm.recv(self.x0, level.previous)
+                G = [before, *grid.value[:-1]]
+                found += [torch.zeros_like(g) if F is None else F - g for F, g in zip(arrived, G, strict=True)]
+        return found
 
     def _start(self, guess: list[Tensor] | None) -> list[Tensor]:
         if guess is not None and self.options.initial != "tau":
             if self.levels[0].coarse_lo == 0 and guess:
                 guess = [self.x0, *guess[1:]]
             return guess
-        self._coarse_start(1, guess)
+        if guess is not None:
+            self._continue(guess)
+        else:
+            self._coarse_start(1)
         return self.grids[0].u
 
-    def _coarse_start(self, depth: int, tau: list[Tensor] | None = None) -> None:
-        """Solve a level with right-hand side τ or none, from nothing: nested iteration from the coarsest level up."""
+    def _continue(self, tau: list[Tensor]) -> None:
+        """Solve u_{k+1} = G_k(u_k) + τ_{k+1} on the coarsest level, and sweep the others so, from the coarsest up."""
+        for grid in self.grids:
+            grid.clear()
+            n = grid.level.hi - grid.level.lo
+            grid.rhs, tau = list(tau[:n]), tau[n:]
+        self._chain(len(self.grids))
+        for depth in range(len(self.grids) - 1, 0, -1):
+            self._sweep(depth, self.grids[depth].u)
+
+    def _coarse_start(self, depth: int) -> None:
+        """Solve a level without right-hand side, from nothing: nested iteration from the coarsest level up."""
         grid = self.grids[depth - 1]
         grid.clear()
-        if tau is not None:
-            grid.rhs = list(tau)
         if depth + 1 == len(self.levels):
             self._chain(depth)
             return
@@ -291,6 +307,7 @@ class Solver:
         """The end of a segment that starts with u (without the right-hand side of the point where it ends)."""
         if depth == 0:
             self.info.evaluations += segment.i1 - segment.i0
+            self.info.layers += segment.i1 - segment.i0
             return self.fine.run(segment.i0, segment.i1, u)
         grid = self.grids[depth - 1]
         v: Tensor | None = None

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from lpnet import plain
 from lpnet.control import Adaptive, Controller
+from lpnet.cost import slab_unit
 from lpnet.engine import Engine, Prepared
 from lpnet.errors import InputError
-from lpnet.gradient import Check, Infos, Propagate, Trial
+from lpnet.gradient import Propagate
 from lpnet.hierarchy import bounds
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stack import Stack, seed_of
+from lpnet.step import Infos, Repeat, Trial
 from lpnet.steppers import Euler, Stepper
 
 
@@ -88,7 +90,8 @@ class LayerParallel(nn.Module):
             raise InputError(f"dtype: {dtype} given, torch.float32 or torch.float64 allowed")
         self._stack = Stack(dynamics, self.stepper)
         self._stack.module.to(device=device, dtype=dtype)
-        self._slab = Slab(layers, self.comm, _unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver))
+        unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
+        self._slab = Slab(layers, self.comm, unit)
         self._engine = Engine(self.stepper, self.h, self._slab)
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
@@ -119,7 +122,7 @@ class LayerParallel(nn.Module):
             if isinstance(options, MGRIT):
                 self.stepper.check(options)
         self._controller: Controller | None = None
-        self._again: Check | Trial | None = None  # a step is being repeated
+        self._again: Repeat | None = None  # a step is being repeated
         self._last: Trial | None = None
         self._deferred = False  # checks are done by `controlled`
         if control is not None:
@@ -215,15 +218,6 @@ def _find(owner: nn.Module, name: str) -> Any:
 
 def _micro_batches(options: SolverOptions) -> int:
     return options.micro_batches if isinstance(options, Serial) else 1
-
-
-def _unit(layers: int, ranks: int, *solvers: SolverOptions) -> int:
-    """Slabs are cut at C-points of both solvers if there are enough, else at those of one of them."""
-    factors = [s.factor(0) for s in solvers if isinstance(s, MGRIT) and len(bounds(layers, s)) > 1]
-    for unit in (math.lcm(*factors), *factors) if factors else ():
-        if -(-layers // unit) >= ranks:
-            return unit
-    return 1
 
 
 def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:

@@ -25,12 +25,13 @@ from torch.nn.functional import cross_entropy
 
 from lpnet.control import Adaptive
 from lpnet.errors import InputError
-from lpnet.gradient import Infos, controlled, repeating
+from lpnet.gradient import controlled, random_state, repeating, set_random_state
 from lpnet.mgrit import Info
 from lpnet.optim import LBFGS
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.recall import ExampleMemory, WarmStates
 from lpnet.sharded import clip_grad_norm_, grad_norm, refuse, trunks
+from lpnet.step import Infos
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,6 +85,7 @@ class Descent:
         refuse(optimizer)
         self._batch: tuple[Tensor, Tensor] | None = None
         self._value = torch.zeros(())
+        self._random = random_state()
 
     def evaluate(self, x: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
         """Loss of a batch, with all gradients.
@@ -93,7 +95,7 @@ class Descent:
             label: what `loss` compares the output with.
             index: (batch,) which examples these are; for methods that remember them.
         """
-        self._batch = (x, label)
+        self._batch, self._random = (x, label), random_state()
         self._value = controlled(self.trunks, self._gradient)
         return self._value
 
@@ -110,8 +112,13 @@ class Descent:
         return self.loss(self.net(x), label)
 
     def _objective(self) -> Tensor:
-        with torch.no_grad(), repeating(self.trunks):
-            return self._loss()
+        now = random_state()
+        set_random_state(self._random)
+        try:
+            with torch.no_grad(), repeating(self.trunks):
+                return self._loss()
+        finally:
+            set_random_state(now)
 
     def update(self) -> None:
         """Update all weights by the gradients of `evaluate`; L-BFGS searches along its direction on the same batch."""
@@ -226,7 +233,8 @@ class OneShot(Descent):
 
     @staticmethod
     def _check_index(index: Tensor | None, batch: int, n: int) -> Tensor:
-        if index is None or index.shape != (batch,) or index.is_floating_point() or not batch:
+        whole = index is not None and not index.is_floating_point() and index.dtype != torch.bool
+        if index is None or index.shape != (batch,) or not whole or not batch:
             shape = None if index is None else tuple(index.shape)
             raise InputError(f"index: {shape} given, the numbers of the {batch} examples of this batch needed")
         low, high = int(index.min()), int(index.max())

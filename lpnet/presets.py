@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "activation": "tanh", "init": "constant", "opening": "linear",
         },
         "solver": _mgrit(8),
-        "optimizer": {"name": "adam", "lr": 2e-2},
+        "optimizer": {"name": "adam", "lr": 1e-2},
         "schedule": {"name": "cosine", "warmup": 20, "final": 0.0},
         "regularizer": {"tikhonov": 1e-7, "ddt": 1e-3, "classifier": 1e-7},
         "training": {"method": "gradient", "steps": 400, "batch": None, "validate_every": 50},

@@ -69,14 +69,16 @@ class _Scratch:
         self._rows = self._file.create_dataset("rows", shape, dtype=str(like.dtype).removeprefix("torch."))
         self._end = weakref.finalize(self, _remove, self._file, held)
 
+    # HDF5 takes increasing indices only, each once.
     def read(self, index: Tensor) -> Tensor:
-        order = torch.argsort(index)
-        rows = torch.from_numpy(self._rows[index[order].numpy()])
-        return rows[torch.argsort(order)]
+        once, place = torch.unique(index, return_inverse=True)
+        return torch.from_numpy(self._rows[once.numpy()])[place]
 
     def write(self, index: Tensor, rows: Tensor) -> None:
-        order = torch.argsort(index)
-        self._rows[index[order].numpy()] = rows[order].numpy()
+        once, place = torch.unique(index, return_inverse=True)
+        unique = rows.new_empty(len(once), rows.shape[1])
+        unique[place] = rows
+        self._rows[once.numpy()] = unique.numpy()
 
 
 def _remove(file: "object", folder: "tempfile.TemporaryDirectory[str]") -> None:
@@ -153,7 +155,7 @@ class ExampleMemory:
 
     def load(self, solve: Solve) -> list[Tensor] | None:
         kept = self._kept.get(solve.which)
-        if kept is None:
+        if kept is None or not self._is_of_batch(solve):
             return None
         kept.candidates = self._candidates(kept, solve)
         usable = {name: kept.ratio.get(name, 0.0) for name in kept.candidates}
@@ -163,7 +165,7 @@ class ExampleMemory:
         return _states(kept.candidates[best], kept.points, solve)
 
     def save(self, solve: Solve, carry: list[Tensor] | None) -> None:
-        if self.kind == "none":
+        if self.kind == "none" or not self._is_of_batch(solve):
             return
         if carry is None:
             self._kept.pop(solve.which, None)
@@ -184,6 +186,10 @@ class ExampleMemory:
     def clear(self) -> None:
         self._kept = {}
 
+    def _is_of_batch(self, solve: Solve) -> bool:
+        """Whether the solve can be of the examples that `batch` has named."""
+        return solve.x.shape[solve.batch_dim] == len(self._index)
+
     # ---- what there is ---------------------------------------------------------------------------------------------
 
     def _made(self, solve: Solve, points: int) -> _Direction:
@@ -201,10 +207,22 @@ class ExampleMemory:
                 f"the states of {self.examples} examples (or a scratch folder, or kind class or none)"
             )
         shape = (self.examples, points * state)
-        made.rows = _Host(shape, x) if options.scratch is None else _Scratch(shape, x, Path(options.scratch))
+        made.rows = _Host(shape, x) if options.scratch is None else self._scratch(shape, x, Path(options.scratch))
         made.seen = torch.zeros(self.examples, dtype=torch.bool)
         if solve.which == "adjoint":
             made.starts = torch.zeros(self.examples, state, dtype=x.dtype)
+        return made
+
+    def _scratch(self, shape: tuple[int, int], like: Tensor, folder: Path) -> Rows:
+        """Rows in a file, unless any rank cannot have one; collective."""
+        made: Rows | None = None
+        error = f"scratch: {str(folder)!r} given, a folder that every rank can write to allowed"
+        try:
+            made = _Scratch(shape, like, folder)
+        except InputError as own:
+            error = str(own)
+        if self.comm.agree(int(made is None)) or made is None:
+            raise InputError(error)
         return made
 
     def _average(self, kept: _Direction, rows: Tensor, labels: Tensor) -> None:

@@ -18,7 +18,7 @@ from lpnet.module import LayerParallel
 from lpnet.slab import Comm, Slab, world
 
 _NOT_ELEMENTWISE = ("LBFGS", "Adafactor", "Muon")
-_CHUNK = 2**15  # numbers whose products are taken at once: they stay in the cache, which halves the time
+_CHUNK = 2**15  # numbers whose products are taken at once, so that they stay in the cache
 
 
 def slab_of(parameter: Tensor) -> Slab | None:
@@ -55,6 +55,7 @@ def grad_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
     return dots(listed, [(grads, grads)])[0].sqrt()
 
 
+@torch.no_grad()
 def dots(parameters: Sequence[Tensor], pairs: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
     """Inner products ⟨a, b⟩ of several pairs of vectors, the same on every rank; collective, once for each slab.
 

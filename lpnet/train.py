@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from lpnet import data, launch, modelfile
-from lpnet.choices import require
+from lpnet.choices import Solver, Solvers, require
 from lpnet.commandline import parse
 from lpnet.config import Config
+from lpnet.control import Adaptive
 from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.log import MODEL, RunLog, new_folder
 from lpnet.network import Examples, Network, build, check_opening
+from lpnet.plan import plan
 from lpnet.presets import PRESETS
 from lpnet.slab import Comm
 from lpnet.training.loop import Record, Tensors, fit
@@ -48,13 +51,20 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     folder = new_folder(comm, config)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
     net = build(config, examples, comm, device)
+    tensors = Tensors.of(dataset, net.classifier.weight)
+    found: list[str] = []
+    if config.solver.auto:
+        config, found = planned(net, tensors)
+        net = build(config, examples, comm, device)
     steps = config.training.total_steps(len(dataset.train_y))
     log = RunLog(comm, folder, config, steps)
     if config.schedule.warmup > steps // 2:
         log.warn(f"schedule.warmup: {config.schedule.warmup} given, shortened to half of the {steps} steps")
     log.say(f"{config.preset}: {config.trunk.layers} layers on {comm.size} rank{'s' * (comm.size > 1)}, in {folder}")
+    for line in found:
+        log.say(line)
     try:
-        record = fit(net, Tensors.of(dataset, net.classifier.weight), log)
+        record = fit(net, tensors, log)
     except NonFiniteError as error:
         modelfile.save(folder / MODEL, net)
         raise NonFiniteError(f"{error}: {folder / MODEL}") from None
@@ -97,6 +107,18 @@ def set_up(config: Config, comm: Comm) -> torch.device:
     return torch.device(config.run.device)
 
 
+def planned(net: Network, data: Tensors) -> tuple[Config, list[str]]:
+    """The configuration with the solvers of a plan for the first batch, and lines on the plan; collective."""
+    config, batch = net.config, net.config.training.batch
+    x, label = data.train_x[:batch], data.train_y[:batch]
+    tol = config.control.gradient_tol if config.control.gradient_tol is not None else Adaptive.gradient_tol
+    with torch.no_grad():
+        y = net.opening(x)
+    found = plan(net.trunk, y, tol, loss=lambda out: cross_entropy(net.classifier(out), label))
+    solver = Solvers(False, Solver.of(found.forward), Solver.of(found.adjoint))
+    return dataclasses.replace(config, solver=solver), found.describe()
+
+
 def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str, Any]:
     """What the run amounts to; accuracies and losses at the end are those of an exact, serial evaluation."""
     keys = ("loss", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
@@ -109,6 +131,7 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
         "method": config.training.method,
         "serial_steps": record["serial_steps"],
         "largest_gradient_error": record["largest_gradient_error"],
+        "layer_evaluations": record["layer_evaluations"],
         "ranks": comm.size,
         "layers": config.trunk.layers,
         "wall_s": round(wall, 3),

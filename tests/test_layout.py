@@ -24,6 +24,7 @@ TIERS = (
     ("clock",),
     ("cost",),
     ("control",),
+    ("step",),
     ("gradient",),
     ("module",),
     ("measure", "regularizers", "sharded"),

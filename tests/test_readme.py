@@ -2,13 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    found: dict[str, object] = {}
+    code, oneshot = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    found: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), found)
     assert found["accuracy"] > 0.9
     assert len([line for line in code.splitlines() if line.strip()]) <= 17
+    before = found["loss"].item()
+    exec(compile(oneshot, "README.md", "exec"), found)
+    assert found["done"].loss < before
+    assert found["done"].gradient_error < 0.2

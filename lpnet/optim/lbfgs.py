@@ -41,7 +41,7 @@ class Report:
         evaluations: of the objective, by the line searches.
         accepted: whether the parameters moved; if not they are bit for bit as before.
         pairs: number of pairs (s, y) in memory.
-        skipped: whether the new pair was left out, its curvature being too small.
+        skipped: whether the new pair was left out, its curvature being too small (as is that of a step not accepted).
     """
 
     step: float
@@ -75,12 +75,15 @@ class LBFGS(torch.optim.Optimizer):
     One gradient a step: pairs are formed from the gradients of successive steps. These should be of the same function
     (a full batch); where they are inexact or of changing batches, the guard of the curvature keeps H positive.
 
+    Memory: 2 k + 2 copies of this rank's parameters for k pairs. The state of the optimizer holds all but `search`;
+    whatever it keeps of a parameter has its shape, so that it can go over to another number of ranks with the layers.
+
     Without pairs, and where the direction of the pairs fails, the step is along −g and tried with length
-    min(1, 1/|g|) first, which moves θ by at most 1; along d = −H g it is 1.
+    min(1, 1/|g|) lr first, which moves θ by at most lr; along d = −H g it is lr.
 
     Args:
         parameters: one list, no groups.
-        lr: multiplies the length that is tried first, so that the schedules of torch work.
+        lr: multiplies the step length that is tried first, so that the schedules of torch work.
         memory: number of pairs, at most.
         curvature: a pair is kept only if s·y > curvature |s| |y|.
         search: line search; None: no search, the step first tried is taken.

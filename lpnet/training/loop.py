@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lpnet import regularizers
+from lpnet import cost, regularizers
 from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.network import Network
@@ -70,7 +70,8 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
 
     Returns:
         The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
-        the exact chain) and `largest_gradient_error` (the largest estimate of the others; None without control).
+        the exact chain), `largest_gradient_error` (the largest estimate of the others; None without control) and
+        `layer_evaluations` (forward and adjoint, of all ranks).
 
     Raises:
         NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
@@ -79,15 +80,15 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
     steps = options.total_steps(len(data.train_y))
     optimizer = make_optimizer(config.optimizer, net.parameters())
     schedule = make_schedule(config.schedule, optimizer, steps)
-    objective = _Objective(net)
-    descent = _descent(net, optimizer, objective, len(data.train_y))
+    objective = Objective(net)
+    descent = descent_of(net, optimizer, objective, len(data.train_y))
     record: Record = {}
     totals: Record = {"serial_steps": 0, "largest_gradient_error": None}
     good = _copies(net)
-    batches = _batches(data, options.batch, config.run.seed)
+    drawn = batches(data, options.batch, config.run.seed)
     for step in range(1, steps + 1):
         start = time.perf_counter()
-        epoch, index = next(batches)
+        epoch, index = next(drawn)
         lr = optimizer.param_groups[0]["lr"]
         loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
         norm = _gradient_norm(net, config.optimizer.clip)
@@ -115,10 +116,11 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
         if progress.converged:
             log.warn(f"step {step}: residuals and gradient are within oneshot.tol; stopped before the last step")
             break
-    return record | totals
+    work = net.trunk.comm.allgather(np.array([[net.trunk.info.layer_evaluations]]), [1] * net.trunk.comm.size)
+    return record | totals | {"layer_evaluations": int(work.sum())}
 
 
-class _Objective:
+class Objective:
     """Cross entropy and regularisers; `fitting` is the last cross entropy alone."""
 
     def __init__(self, net: Network) -> None:
@@ -130,19 +132,19 @@ class _Objective:
         return sum((penalty() for penalty in self.penalties), fitting)
 
 
-def _descent(net: Network, optimizer: torch.optim.Optimizer, loss: _Objective, examples: int) -> Descent:
+def descent_of(net: Network, optimizer: torch.optim.Optimizer, loss: Objective, examples: int) -> Descent:
     """The method of the configuration."""
     config = net.config
     if config.training.method == "gradient":
         return Descent(net, optimizer, loss)
-    batches = config.training.batch is not None and config.training.batch < examples
+    parts = config.training.batch is not None and config.training.batch < examples
     return OneShot(
         net,
         optimizer,
         loss,
         cycles=None,
         control=config.control.options(),
-        warm=config.oneshot.options(examples if batches else None),
+        warm=config.oneshot.options(examples if parts else None),
         tol=config.oneshot.tol,
     )
 
@@ -180,7 +182,7 @@ def _penalties(net: Network) -> list[Callable[[], Tensor]]:
     return found
 
 
-def _batches(data: Tensors, size: int | None, seed: int) -> Iterator[tuple[int, Tensor]]:
+def batches(data: Tensors, size: int | None, seed: int) -> Iterator[tuple[int, Tensor]]:
     """Epoch after epoch (counted from 1): the numbers of each batch's examples, in an order from (seed, epoch)."""
     n, epoch = len(data.train_y), 0
     while True:
@@ -201,13 +203,21 @@ def _gradient_norm(net: Network, largest: float | None) -> float:
 
 
 def _solves(net: Network, progress: Progress) -> Record:
-    """Cycles and residuals of the last two solves, and what control says of them."""
+    """Cycles and residuals of the last two solves, what control says of them, and their critical path."""
     info = net.trunk.info
     found: Record = {"exact": progress.exact, "checked": progress.checked, "gradient_error": progress.gradient_error}
+    found["critical_path"] = critical_path(net)
     for name, one in (("forward", info.forward), ("adjoint", info.adjoint)):
         if one is not None:
             found |= {f"cycles_{name}": one.cycles, f"residuals_{name}": list(one.residuals)}
     return found
+
+
+def critical_path(net: Network) -> float:
+    """Evaluations of f on the critical path of the last step, for `control.plan_ranks` ranks (a model, see cost)."""
+    trunk, ranks = net.trunk, net.config.control.plan_ranks
+    made = trunk.info.schedules
+    return sum(cost.critical_path(trunk.stepper, trunk.layers, ranks, s.forward, s.adjoint).total for s in made)
 
 
 def _counted(totals: Record, progress: Progress) -> Record:

@@ -1,0 +1,188 @@
+"""Costs of the steps of a trunk on this machine, in seconds, for the cost model.
+
+    fine, pull, gradient    t(Φ), its adjoint without weight gradient, and by how much the gradient lengthens it, with
+                            what else is done once a step for each layer (weights made ready, gradients handed out)
+    fixed                   t(1/Q of the batch) = t(batch) (fixed + (1 − fixed)/Q)
+    overhead                t(G) = c t(Φ) + overhead for a coarse step of c evaluations
+    batched                 t(G) = p t(Φ) (1 + (s − 1) batched) + overhead for p passes over s parts at once
+    latency, message        t(x) = latency + message for a state x, latency alone for one number
+
+Medians; all measurements take turns, so that a change of the machine's speed meets all of them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lpnet.cost import Costs
+from lpnet.engine import Prepared
+from lpnet.fields import Field
+from lpnet.module import LayerParallel
+from lpnet.options import MGRIT
+from lpnet.propagator import CoarseSteps, Layers
+from lpnet.slab import Comm
+from lpnet.stack import seed_of
+from lpnet.steppers import Picard, Program
+
+SEGMENT, PARTS, SHARE, LAYERS = 16, 8, 4, 256
+"""Layers of an interval, parts of a coarse step, parts of the batch, and layers at most in the measurements."""
+SECONDS, ROUNDS = 0.5, (5, 25)
+"""About how long the steps are measured, within so many rounds."""
+LATENCY, BANDWIDTH = 2e-5, 5e9
+"""Taken where one rank is alone: seconds of a message, its handling included, and bytes a second."""
+
+Act = Callable[[], object]
+
+
+def measure(trunk: LayerParallel, batch: Tensor, ranks: int | None = None) -> Costs:
+    """Costs in seconds of this trunk's steps on a batch (batch, *features), the same on all ranks; collective.
+
+    Rank 0 measures the steps while the others sleep, ranks 0 and 1 the messages. As many layers are run as a rank has
+    if there are `ranks` (None: as in the trunk), for how much of their memory is in the cache depends on it.
+    """
+    comm = trunk.comm
+    prepared, x = prepare(trunk, batch)
+    found = torch.zeros(8, dtype=torch.float64)
+    if comm.rank == 0:
+        found[:6] = torch.tensor(_steps(trunk, prepared, batch, ranks or comm.size), dtype=torch.float64)
+    comm.barrier(idle=comm.rank != 0)
+    if comm.rank < 2:
+        found[6:] = torch.tensor(_messages(comm, x), dtype=torch.float64)
+    comm.barrier(idle=comm.rank > 1)
+    names = ("fine", "pull", "gradient", "fixed", "overhead", "batched", "latency", "message")
+    return Costs(**dict(zip(names, comm.bcast_(found, 0).tolist(), strict=True)))
+
+
+def prepare(trunk: LayerParallel, y: Tensor) -> tuple[Prepared, Tensor]:
+    """The weights ready to run, and (y, 0, …) as they take it; leaves no trace in the trunk, as a call of it would."""
+    trunk._stack.module.train(trunk.training)
+    random = trunk._stack.is_random(y)
+
+    def fields(theta: dict[str, Tensor], layers: Sequence[int]) -> dict[str, Field]:
+        seeds = [seed_of(trunk.seed, 0, j) for j in layers] if random else None  # calls of the trunk count from 1
+        return trunk._stack.fields(theta, seeds)
+
+    prepared = trunk._engine.prepare({name: p.detach() for name, p in trunk.theta.items()}, fields)
+    return prepared, packed(prepared, y)
+
+
+def packed(prepared: Prepared, y: Tensor) -> Tensor:
+    """(y, 0, …) as the fields store states."""
+    layers = prepared.layers
+    field = next(iter(layers.fields.values()))
+    return field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (layers.stepper.memory - 1)))
+
+
+def _steps(trunk: LayerParallel, prepared: Prepared, batch: Tensor, ranks: int) -> tuple[float, ...]:
+    """fine, pull, gradient, fixed, overhead and batched, on the first layers of this rank."""
+    x = packed(prepared, batch)
+    n = min(prepared.layers.n, -(-trunk.layers // ranks), LAYERS)
+    parts = prepared.layers.split(x, SHARE)
+    acts = _solves(prepared.layers, n, x) | {f"part {k}": a for k, a in _solves(prepared.layers, n, parts[0]).items()}
+    cheap = trunk.stepper.coarse((SEGMENT,), trunk.h, MGRIT(SEGMENT))
+    many = trunk.stepper.coarse((1,) * min(PARTS, n), trunk.h, MGRIT(SEGMENT, samples=PARTS))
+    acts |= {"cheap": _coarse(prepared.layers, cheap, x), "many": _coarse(prepared.layers, many, x)}
+    acts["once"] = partial(_once, trunk, batch)
+    t = _medians(acts, x.device)
+    run, pull, graded = t["run"] / n, t["pull"] / n, t["graded"] / n
+    Q, share = len(parts), (t["part run"] + t["part graded"]) / (t["run"] + t["graded"])
+    fixed = min(1.0, max(0.0, (share - 1 / Q) / (1 - 1 / Q))) if Q > 1 else 0.0
+    both = (run + pull) / len(prepared.layers.stages)
+    overhead = max(0.0, t["cheap"] - both * _depth(cheap)) / 2
+    batched = 1.0
+    if isinstance(many, Picard) and len(many.lengths) > 1:
+        once = max(0.0, t["many"] - 2 * overhead) / (both * _depth(many))
+        batched = max(0.0, once - 1) / (len(many.lengths) - 1)
+    gradient = max(0.0, graded - pull) + t["once"] / prepared.layers.n
+    return run, pull, gradient, fixed, overhead, batched
+
+
+def _once(trunk: LayerParallel, batch: Tensor) -> None:
+    """What a step does with the weights of all layers besides the solves."""
+    prepared, _ = prepare(trunk, batch)
+    prepared.layers.reset_grads()
+    trunk._stack.gradients(dict(trunk.theta), dict(prepared.layers.fields))
+
+
+def _depth(program: Program) -> int:
+    return program.passes if isinstance(program, Picard) else len(program)
+
+
+def _solves(layers: Layers, n: int, x: Tensor) -> dict[str, Act]:
+    """The first n layers forward, and pulled back without and with weight gradients, in intervals."""
+    own = Layers(layers.stepper, layers.fields, layers.h, layers.lo, n)  # keeps memory for states of this shape
+    a, b = layers.lo, layers.lo + n
+
+    def run() -> object:
+        tape = own.tape(x)
+        for i in range(a, b, SEGMENT):
+            own.run(i, min(b, i + SEGMENT), x, tape)
+        return tape
+
+    tape = own.tape(x)
+    own.run(a, b, x, tape)
+
+    def pull() -> object:
+        return own.pull(a, b, x, tape, False)
+
+    def graded() -> object:
+        own.reset_grads()
+        return own.pull(a, b, x, tape, True)
+
+    return {"run": run, "pull": pull, "graded": graded}
+
+
+def _coarse(layers: Layers, program: Program, x: Tensor) -> Act:
+    """A coarse step, linearised and pulled back."""
+    steps = CoarseSteps(layers.stepper.memory, layers.fields, [program], 0)
+
+    def both() -> object:
+        steps.linearize(0, x)
+        return steps.pull(0, x)
+
+    return both
+
+
+def _medians(acts: dict[str, Act], device: torch.device) -> dict[str, float]:
+    """Median seconds of each act, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in acts}
+    start = time.perf_counter()
+    least, most = ROUNDS
+    for done in range(most + 1):  # the first round warms up
+        for name, act in acts.items():
+            seconds[name].append(_seconds(act, device))
+        if done >= least and time.perf_counter() - start > SECONDS:
+            break
+    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+
+
+def _seconds(act: Act, device: torch.device) -> float:
+    start = time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _messages(comm: Comm, x: Tensor) -> tuple[float, float]:
+    """latency and message: half the way there and back between ranks 0 and 1."""
+    if comm.size == 1:
+        return LATENCY, x.numel() * x.element_size() / BANDWIDTH
+    times: list[float] = []
+    for value in (x.new_zeros(1), x):
+        taken = [_seconds(partial(_there_and_back, comm, value), x.device) for _ in range(ROUNDS[1])]
+        times.append(statistics.median(taken) / 2)
+    return times[0], max(0.0, times[1] - times[0])
+
+
+def _there_and_back(comm: Comm, x: Tensor) -> None:
+    if comm.rank == 0:
+        comm.send(x, 1)
+        comm.recv(x, 1)
+    else:
+        comm.recv(x, 0)
+        comm.send(x, 0)

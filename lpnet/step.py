@@ -1,0 +1,163 @@
+"""The solves of one call of a trunk: forward, adjoint, from the same weights, input and start.
+
+    x_{j+1} = Φ_j(x_j),        z_j = (∂Φ_j/∂x)ᵀ z_{j+1},    g_j = (∂Φ_j/∂θ)ᵀ z_{j+1}
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lpnet.control import Controller, Report, Schedule
+from lpnet.engine import Engine, Prepared, Solution
+from lpnet.memory import FROM_EARLIER, Memory, Solve
+from lpnet.mgrit import Info
+from lpnet.options import MGRIT, SolverOptions
+from lpnet.slab import Slab
+from lpnet.stack import Stack
+from lpnet.steppers import Stepper
+
+Guess = dict[str, list[Tensor] | None]
+
+
+@dataclass
+class Infos:
+    """What the solves of a trunk did.
+
+    Attributes:
+        forward, adjoint: the last solves; None before the first.
+        control: what error control says of the last gradient.
+        schedules: of all solves of the last step: one, and those of a check.
+        layer_evaluations: layers that this rank has evaluated so far for gradients, forward and adjoint.
+    """
+
+    forward: Info | None = None
+    adjoint: Info | None = None
+    control: Report | None = None
+    schedules: list[Schedule] = field(default_factory=list)
+    layer_evaluations: int = 0
+
+
+class Repeat(Protocol):
+    """Says that a call of the trunk repeats the last step: by which schedule, and from what its solves start."""
+
+    @property
+    def keeps(self) -> bool:
+        """What the solves leave is kept for the next step."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def guess(self) -> Guess: ...
+
+
+class Trunk(Protocol):
+    """What is needed of a `lpnet.LayerParallel`."""
+
+    stepper: Stepper
+    forward_solver: SolverOptions
+    adjoint_solver: SolverOptions
+    memory: Memory
+    info: Infos
+    exact: bool
+    training: bool
+    _engine: Engine
+    _slab: Slab
+    _stack: Stack
+    _controller: Controller | None
+    _again: "Repeat | None"
+    _last: "Trial | None"
+    _deferred: bool
+
+    @property
+    def local_layers(self) -> range: ...
+    @property
+    def theta(self) -> dict[str, nn.Parameter]: ...
+    def _prepare(self, y: Tensor) -> Prepared: ...
+
+
+@dataclass
+class Gradient:
+    """Gradients of the local weights and of the input (packed, without memory), and how they were found."""
+
+    weights: list[Tensor]
+    inputs: Tensor
+    forward: Info
+    adjoint: Info
+
+    @property
+    def residuals(self) -> tuple[float, float]:
+        """The last residual of either solve."""
+        return self.forward.residuals[-1], self.adjoint.residuals[-1]
+
+
+class Step:
+    """The solves of one call of a trunk: one version of the weights, one input, and what to start from."""
+
+    def __init__(self, trunk: Trunk, y: Tensor) -> None:
+        self.trunk, self.prepared, self.wanted = trunk, trunk._prepare(y), True
+        self.field = next(iter(self.prepared.layers.fields.values()))
+        self.x = self._packed(y)
+        self.z = self.x
+        self.guess: Guess = trunk._again.guess if trunk._again else {}
+        self.remembers = trunk.training  # a look at other data leaves what training remembers alone
+
+    def _packed(self, y: Tensor) -> Tensor:
+        """(y, 0, …) as the field stores states."""
+        memory = self.trunk.stepper.memory
+        return self.field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (memory - 1)))
+
+    def unpacked(self, y: Tensor) -> Tensor:
+        """(batch, *features) from a packed state without memory."""
+        return self.field.unpack(y[None])[0]
+
+    def _solve(self, which: str, options: SolverOptions) -> Solve | None:
+        if not isinstance(options, MGRIT) or options.initial not in FROM_EARLIER:
+            return None
+        x = self.x if which == "forward" else self.z
+        return Solve(which, options, x, self.field.batch_dim(x))
+
+    def _start(self, which: str, options: SolverOptions) -> list[Tensor] | None:
+        """What the memory has to start from; the same for all solves of the step."""
+        solve = self._solve(which, options)
+        if solve is None:
+            return None
+        if which not in self.guess and self.remembers:
+            self.guess[which] = self.trunk.memory.load(solve)
+        return self.guess.get(which)
+
+    def _keep(self, which: str, options: SolverOptions, carry: list[Tensor], info: Info) -> None:
+        """For the next step, unless it is not finite (all ranks have the same residual)."""
+        solve, again = self._solve(which, options), self.trunk._again
+        if solve is not None and info.solver == "mgrit" and self.remembers and (again is None or again.keeps):
+            self.trunk.memory.save(solve, carry if math.isfinite(info.residuals[-1]) else None)
+
+    def forward(self, options: SolverOptions, keep: bool) -> tuple[Tensor, Solution]:
+        """y_N, packed, and what the adjoint needs; collective."""
+        guess = self._start("forward", options)
+        out, solution, carry = self.trunk._engine.forward(self.prepared, self.x, options, keep, guess)
+        self._keep("forward", options, carry, solution.info)
+        self.trunk.info.layer_evaluations += solution.info.layers if keep else 0
+        return out, solution
+
+    def adjoint(self, solution: Solution, options: SolverOptions, wanted: bool) -> Gradient:
+        """The gradient for the cotangent `z`; collective."""
+        guess = self._start("adjoint", options)
+        out, info, carry = self.trunk._engine.adjoint(self.prepared, solution, self.z, options, wanted, guess)
+        self._keep("adjoint", options, carry, info)
+        self.trunk.info.layer_evaluations += info.layers
+        weights: list[Tensor] = []
+        if wanted:
+            weights = self.trunk._stack.gradients(dict(self.trunk.theta), dict(self.prepared.layers.fields))
+        return Gradient(weights, out, solution.info, info)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The schedule of a step, and what its solves started from: to evaluate the same function at other weights."""
+
+    schedule: Schedule
+    guess: Guess
+    keeps: ClassVar[bool] = False

@@ -1,0 +1,209 @@
+"""The cost model is the engine: real solves on ranks that are threads, timed by counted evaluations and messages."""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import normal
+from virtual_ranks import BATCH, WIDTH, TimedCoarseSteps, TimedField, VirtualComm, World
+
+from lpnet import MGRIT, InputError, Serial, engine
+from lpnet.clock import Run, simulate, view_of
+from lpnet.cost import UNIT, Costs, Work, critical_path, serial_work, slab_unit
+from lpnet.dynamics import Dense, Hamiltonian
+from lpnet.engine import Engine
+from lpnet.mgrit import Info
+from lpnet.slab import Slab
+from lpnet.stack import Stack
+from lpnet.steppers import Euler, Stepper, Verlet
+
+EULER, VERLET = Euler(), Verlet()
+UNEVEN = Costs(1.0, 1.75, 0.625, batched=0.375, latency=0.3125, message=0.4375, fixed=0.25, overhead=0.1875)
+
+
+class Observed(NamedTuple):
+    """What the clocks of the real solves show, and the solves' infos by rank."""
+
+    work: Work
+    ahead: list[Info]
+    back: list[Info]
+
+
+def observe(stepper: Stepper, layers: int, ranks: int, solvers: tuple[Any, Any], costs: Costs) -> Observed:
+    """One training step of the real engine; after another one where a solve starts from an earlier one."""
+    world = World(ranks)
+    module = Hamiltonian(WIDTH) if isinstance(stepper, Verlet) else Dense(WIDTH)
+    stack, theta = Stack(module, stepper), {"K": normal(layers, WIDTH, WIDTH), "b": normal(layers, WIDTH, seed=1)}
+    x = normal(stepper.memory, WIDTH, BATCH, seed=2)
+
+    def rank(r: int) -> tuple[list[float], Info, Info]:
+        comm = VirtualComm(world, r, costs)
+        own = Engine(stepper, 1.0 / layers, Slab(layers, comm, slab_unit(layers, ranks, *solvers)))
+
+        def timed(weights: Any, _: Any) -> Any:
+            stages = len(stepper.stages(1.0))
+            return {term: TimedField(field, comm, stages) for term, field in stack.fields(weights).items()}
+
+        local = {name: value[own.slab.lo : own.slab.hi] for name, value in theta.items()}
+        prepared = own.prepare(local, timed)
+        carried: list[Any] = [None, None]
+        for _ in range(2):
+            comm.time = 0.0
+            _, solution, ahead = own.forward(prepared, x, solvers[0], True, carried[0])
+            times = [comm.time]
+            for gradients in (False, True):
+                comm.time = 0.0
+                _, info, back = own.adjoint(prepared, solution, x, solvers[1], gradients, carried[1])
+                times.append(comm.time)
+            carried = [c if goes_on(options) else None for c, options in zip((ahead, back), solvers, strict=True)]
+        return times, solution.info, info
+
+    with mock.patch.object(engine, "CoarseSteps", TimedCoarseSteps):
+        found = world.run(rank)
+    times = [f[0] for f in found]
+    assert all(t == times[0] for t in times)
+    forward, adjoint, whole = times[0]
+    return Observed(Work(forward, adjoint, whole - adjoint), [f[1] for f in found], [f[2] for f in found])
+
+
+def goes_on(options: Any) -> bool:
+    """A solve that starts from an earlier one."""
+    return isinstance(options, MGRIT) and options.initial in ("warm", "tau")
+
+
+@st.composite
+def solver(draw: Any, verlet: bool) -> Any:
+    if draw(st.integers(0, 5)) == 0:
+        return Serial(draw(st.sampled_from([1, 2, 4, 8])))
+    initial = draw(st.sampled_from(["coarse", "coarse", "warm", "constant", "tau"]))
+    matched = draw(st.integers(0, 3)) > 0
+    return MGRIT(
+        coarsening=(draw(st.integers(2, 6)), draw(st.integers(2, 4)), 2),
+        levels=draw(st.integers(2, 4)),
+        cycles=draw(st.integers(1 if initial == "constant" else 0, 3)),
+        relaxation=draw(st.sampled_from(["F", "FCF"])),
+        coarse="matched" if matched else "rediscretized",
+        samples=draw(st.integers(1, 2)) if matched else 1,
+        passes=draw(st.sampled_from([None, 1, 2, 3])) if matched and not verlet else None,
+        initial=initial,
+        cycle_shape=draw(st.sampled_from(["V", "F"])),
+    )
+
+
+@st.composite
+def case(draw: Any) -> Any:
+    stepper = draw(st.sampled_from([EULER, Verlet("zero"), VERLET]))
+    solvers = tuple(draw(solver(stepper.memory == 2)) for _ in range(2))
+    return stepper, draw(st.integers(1, 40)), draw(st.integers(1, 7)), solvers, draw(st.sampled_from([UNIT, UNEVEN]))
+
+
+@settings(max_examples=150)
+@given(case())
+def test_predicted_is_observed(case: Any) -> None:
+    """Times of both directions, and the evaluations of every rank."""
+    stepper, layers, ranks, solvers, costs = case
+    found = observe(stepper, layers, ranks, solvers, costs)
+    predicted = critical_path(stepper, layers, ranks, *solvers, costs=costs)
+    assert predicted == pytest.approx(tuple(found.work), rel=1e-12, abs=1e-12)
+    for adjoint, options, infos in ((False, solvers[0], found.ahead), (True, solvers[1], found.back)):
+        if infos[0].solver == "mgrit":
+            run = Run(stepper, layers, ranks, slab_unit(layers, ranks, *solvers), adjoint, options, costs)
+            shape = MGRIT(options.coarsening, options.levels)
+            _, simulated = simulate(run, view_of(layers, ranks, run.unit, adjoint, shape))
+            in_order = infos[::-1] if adjoint else infos
+            assert [info.evaluations for info in simulated] == [info.evaluations for info in in_order]
+
+
+@pytest.mark.parametrize("cycles", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("relaxation", ["F", "FCF"])
+def test_a_tolerance_costs_a_sum_after_every_cycle(relaxation: Any, ranks: int, cycles: int) -> None:
+    options = MGRIT(coarsening=3, levels=3, cycles=cycles, relaxation=relaxation, tol=1e-300)
+    found = observe(EULER, 40, ranks, (options, options), UNEVEN)
+    assert found.ahead[0].cycles == found.back[0].cycles == cycles
+    assert critical_path(EULER, 40, ranks, options, options, UNEVEN) == pytest.approx(tuple(found.work), rel=1e-12)
+
+
+@pytest.mark.parametrize(("N", "P", "m"), [(64, 4, 4), (256, 8, 16), (1024, 32, 32), (1024, 32, 16), (4096, 16, 32)])
+@pytest.mark.parametrize("k", [0, 1, 2, 4])
+def test_cycles_follow_one_another_through_the_ranks(N: int, P: int, m: int, k: int) -> None:
+    """Two levels, F-relaxation: the first chain, k + 1 sweeps, and one slab's share of each further chain."""
+    options, n, c = MGRIT(coarsening=m, cycles=k), N // P, 2
+    work = critical_path(EULER, N, P, options, options)
+    expected = c * N / m + (k + 1) * n + k * c * n / m
+    assert work.forward == pytest.approx(expected, abs=2 * c)  # the last coarse step is not needed
+    assert work.adjoint == pytest.approx(expected + c * n / m, abs=2 * c)  # linearised once
+    assert work.gradient == n
+
+
+@given(st.integers(1, 200), st.integers(1, 30), st.integers(2, 20), st.integers(0, 4), st.sampled_from([None, 1e-9]))
+def test_no_more_than_every_sweep_after_every_chain(N: int, P: int, m: int, k: int, tol: float | None) -> None:
+    """The bound (k + 1)(max(n, m) + c N/m), for uneven slabs as well; reached where each cycle ends with a sum."""
+    options, c = MGRIT(coarsening=m, cycles=k, tol=tol), 2
+    work = critical_path(EULER, N, P, options, options)
+    if m >= N:
+        assert work.forward == N
+        return
+    n = m * math.ceil(math.ceil(N / m) / P) if math.ceil(N / m) >= P else m + math.ceil(N / P)
+    bound = (k + 1) * (n + c * math.ceil(N / m))
+    assert work.forward <= bound
+    if tol and N % (P * m) == 0:
+        assert work.forward >= bound - (k + 1) * 2 * c - k * c * N / m
+
+
+@pytest.mark.parametrize("N", [1, 7, 64, 100])
+@pytest.mark.parametrize("P", [1, 2, 4, 10])
+@pytest.mark.parametrize("Q", [1, 2, 8])
+def test_the_exact_chain_is_a_pipeline(N: int, P: int, Q: int) -> None:
+    costs, busy, longest = Costs(pull=2.0, gradient=3.0), min(N, P), math.ceil(N / P)
+    work = critical_path(EULER, N, P, Serial(Q), Serial(Q), costs)
+    if N % busy == 0:
+        expected = (Q + busy - 1) / Q * N / busy
+        assert work == pytest.approx((expected, 2 * expected, 3 * expected))
+    assert N / Q + (Q - 1) / Q * longest >= work.forward - 1e-12
+    assert critical_path(EULER, N, P, Serial(), MGRIT(levels=1), costs) == serial_work(N, costs)
+    share = 0.25 + 0.75 / Q
+    fixed = critical_path(EULER, N, P, Serial(Q), Serial(Q), Costs(pull=2.0, gradient=3.0, fixed=0.25))
+    assert fixed == pytest.approx([share * Q * part for part in work])
+
+
+def test_samples_at_once_cost_what_a_batch_costs() -> None:
+    """s parts and p passes: depth p where a batch is free, s p where it gains nothing."""
+    N, P, m = 256, 8, 16
+    options = MGRIT(coarsening=m, cycles=0, samples=8, passes=3)
+    found = {b: critical_path(EULER, N, P, options, options, Costs(batched=b)).forward for b in (0.0, 0.5, 1.0)}
+    steps = N // m - 1
+    assert found == {b: pytest.approx(N / P + steps * 3 * (1 + 7 * b), abs=1e-9) for b in found}
+    verlet = MGRIT(coarsening=m, cycles=0, samples=2)
+    half = 1 / 2  # the stages of a layer share its cost
+    assert critical_path(Verlet("zero"), N, P, verlet, verlet).forward == N / P + steps * 6 * half
+
+
+def test_more_ranks_are_not_slower_without_latency() -> None:
+    options = MGRIT(coarsening=8, cycles=2)
+    found = [critical_path(EULER, 512, P, options, options).total for P in (1, 2, 4, 8, 16, 32, 64)]
+    assert all(a > b for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize(("key", "arguments"), [("layers", (0, 2)), ("ranks", (4, 0)), ("ranks", (4, True))])
+def test_bad_numbers_are_refused(key: str, arguments: Any) -> None:
+    with pytest.raises(InputError, match=rf"{key}: .* given, a whole number of at least 1 allowed"):
+        critical_path(EULER, *arguments, Serial(), Serial())
+
+
+@pytest.mark.parametrize("key", ["fine", "pull", "gradient", "batched", "latency", "message", "fixed", "overhead"])
+@pytest.mark.parametrize("given", [-1.0, math.inf, math.nan])
+def test_bad_costs_are_refused(key: str, given: float) -> None:
+    with pytest.raises(InputError, match=f"{key}: {given} given"):
+        Costs(**{key: given})
+    with pytest.raises(InputError, match="from 0 to 1"):
+        Costs(fixed=1.5)
+
+
+def test_options_that_the_stepper_refuses() -> None:
+    with pytest.raises(InputError, match="passes"):
+        critical_path(VERLET, 32, 2, MGRIT(passes=2), Serial())
