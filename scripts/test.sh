@@ -29,7 +29,7 @@ cd "$root"
 
 run 60 "$python" -m ruff check .
 run 300 "$python" -m mypy
-run 600 "$python" -m pytest -q -m "not mpi"
+run 600 "$python" -m pytest -q -m "not mpi" -n auto --maxprocesses 4
 if ((quick)); then exit 0; fi
 # The MPI tests: first with the serial twin of the communicator, then on several ranks. No cache: ranks would share it.
 mpi_tests=("$python" -m pytest -q -p no:cacheprovider --with-mpi -m mpi)

@@ -6,7 +6,7 @@
     python scripts/oneshot warm                      what mini-batches should start from
     mpirun -n 2 python scripts/oneshot wall          seconds to 95 % on peaks against plain PyTorch on one core
 
-Each writes docs/results/oneshot-NAME.json and docs/oneshot-NAME.png.
+Each writes docs/results/oneshot-NAME.json and docs/oneshot-NAME.png (--docs: another folder).
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--more", nargs="*", default=[], help="further arguments of lpnet.train")
+    parser.add_argument("--docs", type=Path, default=DOCS)
     args = parser.parse_args()
     matplotlib.use("Agg")
     torch.set_num_threads(1)
@@ -44,8 +45,9 @@ def main() -> None:
         name = f"oneshot-{args.what}"
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         about = {"commit": commit.stdout.strip(), "torch": torch.__version__, "python": platform.python_version()}
-        (DOCS / "results" / f"{name}.json").write_text(json.dumps(about | found, indent=1) + "\n")
-        plt.savefig(DOCS / f"{name}.png", dpi=120)
+        (args.docs / "results").mkdir(parents=True, exist_ok=True)
+        (args.docs / "results" / f"{name}.json").write_text(json.dumps(about | found, indent=1) + "\n")
+        plt.savefig(args.docs / f"{name}.png", dpi=120)
 
 
 if __name__ == "__main__":
