@@ -190,7 +190,7 @@ class Solver:
         return self.info.residuals[-1]
 
     def tau(self) -> list[Tensor]:
-        """τ_k = F_{k−1}(c_{k−1}) − G_{k−1}(c_{k−1}) (0 for k = 0) at this rank's C-points, level after level; collective.
+        """τ_k = F_{k−1}(c_{k−1}) − G_{k−1}(c_{k−1}) (0 for k = 0) at this rank's C-points, level by level; collective.
 
         After a solve; F is a sweep of the level below. A next solve for slightly other weights or states starts from
         u_{k+1} = G_k(u_k) + τ_{k+1} on each level: what a coarse grid misses is taken from the last sweep, all else is

@@ -46,7 +46,7 @@ CASES = [
     ("--trunk.layers=20", "--solver.forward.initial=warm", "--solver.forward.coarsening=3"),
     ("--trunk.layers=12", "--trunk.dynamics=hamiltonian", "--solver.forward.coarsening=[2, 3]",
      "--solver.forward.levels=3"),
-    ("--trunk.layers=20", "--training.method=simultaneous", "--training.batch=50", "--solver.forward.coarsening=4",
+    ("--trunk.layers=20", "--training.method=simultaneous", "--solver.forward.coarsening=4",
      "--solver.adjoint.coarsening=4", "--control.gradient_tol=0.01", "--control.every=3"),
     ("--trunk.layers=24", "--training.method=simultaneous", "--training.batch=null", "--optimizer.name=lbfgs",
      "--optimizer.lr=1", "--solver.forward.coarsening=4", "--solver.adjoint.coarsening=4"),
