@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,15 +42,19 @@ Act = Callable[[], object]
 def measure(trunk: LayerParallel, batch: Tensor, ranks: int | None = None) -> Costs:
     """Costs in seconds of this trunk's steps on a batch (batch, *features), the same on all ranks; collective.
 
-    Rank 0 measures the steps while the others sleep, ranks 0 and 1 the messages. As many layers are run as a rank has
-    if there are `ranks` (None: as in the trunk), for how much of their memory is in the cache depends on it.
+    All ranks measure the steps at the same time, as they work at the same time and may share caches and memory;
+    medians over the ranks count. Ranks 0 and 1 measure the messages. As many layers are run as a rank has if there are
+    `ranks` (None: as in the trunk), for how much of their memory is in the cache depends on it.
     """
     comm = trunk.comm
     prepared, x = prepare(trunk, batch)
     found = torch.zeros(8, dtype=torch.float64)
-    if comm.rank == 0:
-        found[:6] = torch.tensor(_steps(trunk, prepared, batch, ranks or comm.size), dtype=torch.float64)
-    comm.barrier(idle=comm.rank != 0)
+    busy = [rank for rank, n in enumerate(trunk._slab.counts) if n]
+    own = np.zeros((1, 6))
+    comm.barrier()
+    if comm.rank in busy:
+        own[0] = _steps(trunk, prepared, batch, ranks or comm.size)
+    found[:6] = torch.from_numpy(np.median(comm.allgather(own, [1] * comm.size)[busy], axis=0))
     if comm.rank < 2:
         found[6:] = torch.tensor(_messages(comm, x), dtype=torch.float64)
     comm.barrier(idle=comm.rank > 1)

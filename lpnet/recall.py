@@ -180,7 +180,7 @@ class ExampleMemory:
             kept.seen[self._index] = True
         if kept.starts is not None:
             kept.starts[self._index] = _rows([solve.x], solve)
-        if self.kind != "examples" and self._labels is not None:
+        if self._labels is not None and not self._is_beyond_classes(kept):
             self._average(kept, rows, self._labels)
 
     def clear(self) -> None:
@@ -253,7 +253,7 @@ class ExampleMemory:
         """Rows (batch, numbers) that this batch may start from."""
         found: dict[str, Tensor] = {}
         labels = self._labels
-        if kept.means is not None and labels is not None and self.kind != "examples":
+        if kept.means is not None and labels is not None and not self._is_beyond_classes(kept):
             known = labels.clamp_max(len(kept.means) - 1)
             found["class"] = kept.means[known] * (labels < len(kept.means))[:, None]
         if kept.rows is not None and kept.seen is not None:
@@ -262,6 +262,13 @@ class ExampleMemory:
                 own = kept.rows.read(self._index) * self._scale(kept, solve)
                 found["examples"] = torch.where(seen, own, found["class"]) if "class" in found else own
         return found
+
+    def _is_beyond_classes(self, kept: _Direction) -> bool:
+        """Whether means over classes are of no more use: every example has a τ, and these have served better."""
+        if self.kind != "auto" or kept.seen is None:
+            return self.kind == "examples"
+        better = kept.ratio.get("examples", math.inf) <= kept.ratio.get("class", 0.0)
+        return better and bool(kept.seen.all())
 
     def _scale(self, kept: _Direction, solve: Solve) -> Tensor:
         if kept.starts is None:
