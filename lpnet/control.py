@@ -15,6 +15,7 @@ tolerance calls for a check in the same step, and so do residuals far above thos
 Nothing here depends on the number of ranks or on timings.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class Controller:
         adaptive: what is wanted.
         stepper: for the cost model.
         layers: N.
-        forward, adjoint: solvers to start with; their cycles are raised and lowered together.
+        forward, adjoint: solvers to start with; their cycles are raised and lowered together, without regard to `tol`.
     """
 
     def __init__(
@@ -238,10 +239,10 @@ def _exact(options: SolverOptions) -> Serial:
 
 
 def _cycles(options: SolverOptions, more: int) -> SolverOptions:
-    """The same solver with so many more cycles (or fewer, down to what it allows)."""
+    """The same solver with so many more cycles (or fewer, down to what it allows), all of which it does."""
     if isinstance(options, Serial):
         return options
-    return options.with_cycles(max(options.least_cycles, options.cycles + more))
+    return dataclasses.replace(options, cycles=max(options.least_cycles, options.cycles + more), tol=None)
 
 
 def reduction(before: Sequence[float], after: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lpnet.control import Controller, Report, Schedule, Signals, reduction
+from lpnet.errors import InputError
 from lpnet.mgrit import Info
 from lpnet.options import Serial, SolverOptions
 from lpnet.slab import layer_squares
@@ -130,7 +131,8 @@ class Propagate(torch.autograd.Function):
         step, schedule = Step(trunk, y), _schedule(trunk, controller)
         trunk._last = Trial(schedule, step.guess)
         out, solution = step.forward(schedule.forward, tracked)
-        trunk.info.forward, trunk.info.control = solution.info, None
+        trunk.info.forward = solution.info
+        trunk.info.control = trunk.info.control if trunk._again else None
         trunk.info.schedules = [*(trunk.info.schedules if trunk._again else []), schedule]
         ctx.step, ctx.solution, ctx.schedule, ctx.controller = step, solution, schedule, controller
         ctx.save_for_backward(*theta)
@@ -153,6 +155,10 @@ class Propagate(torch.autograd.Function):
 
 
 def _schedule(trunk: Trunk, controller: Controller | None) -> Schedule:
+    if controller is not None and trunk._calls_left is not None:
+        trunk._calls_left -= 1
+        if trunk._calls_left < 0:
+            raise InputError("net: a trunk under error control called twice for one loss given, one call allowed")
     if trunk._again is not None and not trunk.exact:
         return trunk._again.schedule
     if controller is not None:
@@ -170,7 +176,7 @@ def _control(step: Step, gradient: Gradient, schedule: Schedule, controller: Con
             check.add(gradient)
         return gradient
     verdict = _judged(step, gradient, schedule, controller)
-    if isinstance(verdict, Check) and trunk._deferred:
+    if isinstance(verdict, Check) and trunk._calls_left is not None:
         trunk._again = verdict
         return gradient
     if isinstance(verdict, Check):
@@ -191,23 +197,29 @@ def controlled(trunks: Sequence[Trunk], closure: Callable[[], Tensor]) -> Tensor
 
     Returns:
         The loss, with the gradients that belong to it: of the step's schedule, or the reference where it was checked.
+
+    Raises:
+        InputError: a trunk under error control is called more than once.
     """
-    for trunk in trunks:
-        trunk._deferred = True
+    def evaluated() -> Tensor:
+        for trunk in trunks:
+            trunk._calls_left = 1
+        return closure()
+
     try:
         drawn = random_state()
-        loss = closure()
+        loss = evaluated()
         for trunk in trunks:
             trunk._again = trunk._again or trunk._last
         while any(isinstance(trunk._again, Check) and not trunk._again.done for trunk in trunks):
             set_random_state(drawn)  # dropout beside the trunks draws the same masks again
-            loss = closure()
+            loss = evaluated()
         for trunk in trunks:
             if isinstance(trunk._again, Check):
                 trunk.info.control = trunk._again.report
     finally:
         for trunk in trunks:
-            trunk._deferred, trunk._again = False, None
+            trunk._calls_left, trunk._again = None, None
     return loss
 
 

@@ -124,7 +124,7 @@ class LayerParallel(nn.Module):
         self._controller: Controller | None = None
         self._again: Repeat | None = None  # a step is being repeated
         self._last: Trial | None = None
-        self._deferred = False  # checks are done by `controlled`
+        self._calls_left: int | None = None  # a number while `controlled` does the checks
         if control is not None:
             self._controller = Controller(control, self.stepper, self.layers, forward, adjoint)
 

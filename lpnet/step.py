@@ -69,7 +69,7 @@ class Trunk(Protocol):
     _controller: Controller | None
     _again: "Repeat | None"
     _last: "Trial | None"
-    _deferred: bool
+    _calls_left: int | None
 
     @property
     def local_layers(self) -> range: ...
