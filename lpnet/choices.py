@@ -242,6 +242,8 @@ class Optimizer:
         if self.betas is not None:
             ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
+        ok = self.clip is None or self.name != "lbfgs"
+        require(ok, "optimizer.clip", self.clip, "null with name lbfgs, whose line search bounds the step, is")
         ok = not self.nesterov or bool(self.momentum)
         require(ok, "optimizer.nesterov", self.nesterov, "with momentum above 0 only, it is")
         owned("optimizer", f"name {self.name}", self.given(), optimizer_options(self.name))

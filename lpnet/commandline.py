@@ -75,6 +75,11 @@ def overlay(lower: Flat, upper: Flat) -> Flat:
     """The values of `upper` over those of `lower`, without those of `lower` that belong to choices which are undone."""
     defaults = _flat(as_dict(Config()))
     undone = {key: defaults[key] for key in _undone(lower, upper)}
+    if upper.get("optimizer.name", lower["optimizer.name"]) != lower["optimizer.name"]:
+        if upper["optimizer.name"] == "lbfgs":  # its rate is the first step that is tried, not of the order of others
+            undone["optimizer.lr"] = 1.0
+        elif lower["optimizer.name"] == "lbfgs":
+            undone["optimizer.lr"] = defaults["optimizer.lr"]
     for one, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if upper.get(one) is not None:
             undone[other] = None

@@ -29,6 +29,7 @@ from lpnet.choices import (
 from lpnet.control import Adaptive
 from lpnet.data import DataOptions
 from lpnet.errors import InputError
+from lpnet.oneshot import TOLERANCE
 from lpnet.options import MGRIT
 from lpnet.recall import KINDS, WarmStates
 
@@ -36,9 +37,6 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 MOST_LAYERS = 1_000_000
 """More than any machine trains; beyond it a slip of the finger would end in a lack of memory."""
-
-SIMULTANEOUS_TOL = 0.2
-"""Gradient error that method simultaneous allows itself: weights that move far make any gradient old."""
 
 _OWNED = ("gamma", "hidden", "start")  # keys of the trunk that belong to some dynamics or stepper only
 
@@ -217,7 +215,7 @@ class OneShot:
     Args:
         warm: what mini-batches start from: examples (the defects of each example), class (their means over a class),
             none (coarse starts), auto (what measures best).
-        limit_mib: most memory for the defects of all examples on one rank, in MiB.
+        limit_mib: most memory for the defects of all examples of mini-batches on one rank, in MiB.
         scratch: folder for an HDF5 file that holds them instead; null: in memory.
         tol: stop as soon as the residuals of state and adjoint, and the gradient relative to the first, are at most
             this, above 0 and below 1; null: do all steps.
@@ -315,7 +313,7 @@ class Config:
         """With the numbers that the choices imply written out."""
         if self.training.method == "simultaneous":
             tol = self.control.gradient_tol
-            control = dataclasses.replace(self.control, gradient_tol=SIMULTANEOUS_TOL if tol is None else tol)
+            control = dataclasses.replace(self.control, gradient_tol=TOLERANCE if tol is None else tol)
             return dataclasses.replace(self, solver=self.solver.simultaneous(), control=control)._resolved()
         return self._resolved()
 

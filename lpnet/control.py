@@ -2,9 +2,9 @@
 
 The gradient error is that of the gradient by so many cycles against a *reference*, the gradient by more cycles, or the
 exact one. A check solves with one cycle more, and again, until the last change is small against all changes together
-and what is left is within 0.4 of the tolerance; where that would cost more than the exact chain on `plan_ranks` ranks,
-by the cost model, the exact chain is the reference. So no check costs much more than the exact chain, and no estimate
-rests on a convergence factor alone. Between checks the error is taken proportional to the residuals,
+and what is left is within 0.4 of the tolerance; where all its solves together would cost more than the exact chain on
+`plan_ranks` ranks, by the cost model, the exact chain is the reference. So a check costs at most twice the exact chain,
+and no estimate rests on a convergence factor alone. Between checks the error is taken proportional to the residuals,
 
     e  ≈  C |z_N| (r_forward + r_adjoint) / |g|,       C from the last check
 
@@ -15,7 +15,6 @@ tolerance calls for a check in the same step, and so do residuals far above thos
 Nothing here depends on the number of ranks or on timings.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ class Controller:
         adaptive: what is wanted.
         stepper: for the cost model.
         layers: N.
-        forward, adjoint: solvers to start with; their cycles are raised and lowered together, without regard to `tol`.
+        forward, adjoint: solvers to start with; their cycles are raised and lowered together.
     """
 
     def __init__(
@@ -130,6 +129,15 @@ class Controller:
         self._scale: float | None = None
         self._seen = (0.0, 0.0)  # residuals at the last check
         self._failed = 0
+
+    def next_of_check(self, more: int, spent: float) -> tuple[Schedule, float]:
+        """What a check solves by next, with so many cycles more, and what it has then spent of what it may.
+
+        The exact chain as soon as all solves together would cost more.
+        """
+        found = self.schedule(more)
+        spent += self._cost(found)
+        return (found, spent) if spent <= self._cost(self._serial) else (self._serial, spent)
 
     def schedule(self, more: int = 0) -> Schedule:
         """That of this step with so many more cycles; the exact chain where this would be cheaper."""
@@ -239,10 +247,10 @@ def _exact(options: SolverOptions) -> Serial:
 
 
 def _cycles(options: SolverOptions, more: int) -> SolverOptions:
-    """The same solver with so many more cycles (or fewer, down to what it allows), all of which it does."""
+    """The same solver with so many more cycles (or fewer, down to what it allows)."""
     if isinstance(options, Serial):
         return options
-    return dataclasses.replace(options, cycles=max(options.least_cycles, options.cycles + more), tol=None)
+    return options.with_cycles(max(options.least_cycles, options.cycles + more))
 
 
 def reduction(before: Sequence[float], after: Sequence[float]) -> float:

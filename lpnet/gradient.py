@@ -37,7 +37,7 @@ class Check:
         self.trunk, self.guess, self.controller = step.trunk, step.guess, controller
         self._signals, self._found = signals, [_copied(first)]
         self.done, self.report = False, Report(math.inf, False, True, _cycles(first))
-        self.schedule = controller.schedule(1)
+        self.schedule, self._spent = controller.next_of_check(1, 0.0)
 
     def add(self, gradient: Gradient) -> None:
         """The gradient by `schedule`; collective."""
@@ -51,14 +51,15 @@ class Check:
             self.controller.settle(errors, rate, exact, self._signals)
             self.report = Report(errors[0], exact, True, self.report.cycles)
         else:
-            self.schedule = self.controller.schedule(len(self._found))
+            self.schedule, self._spent = self.controller.next_of_check(len(self._found), self._spent)
 
 
 def _judged(step: Step, first: Gradient, schedule: Schedule, controller: Controller) -> Report | Check:
     """What control says of a gradient: a report, or a check that is to be done; collective."""
     if schedule.exact:
         return Report(0.0, True, False, _cycles(first))
-    z = float(torch.linalg.vector_norm(step.z.double()))
+    # That of rank 0: the cotangent is replicated, and may differ in the last bits on mixed hardware.
+    z = step.trunk._slab.comm.bcast_(torch.linalg.vector_norm(step.z.double()).cpu().reshape(1), 0).item()
     g = _norms(step.trunk, [first])[0] if first.weights else float(torch.linalg.vector_norm(first.inputs.double()))
     signals = Signals(*first.residuals, z, g)
     estimate = controller.estimate(signals)
@@ -129,7 +130,8 @@ class Propagate(torch.autograd.Function):
     def forward(ctx: Any, trunk: Trunk, tracked: bool, y: Tensor, *theta: Tensor) -> Tensor:
         controller = trunk._controller if tracked and trunk.training and not trunk.exact else None
         step, schedule = Step(trunk, y), _schedule(trunk, controller)
-        trunk._last = Trial(schedule, step.guess)
+        if tracked and trunk.training and (trunk._again is None or trunk._again.keeps):
+            trunk._last = Trial(schedule, step.guess)
         out, solution = step.forward(schedule.forward, tracked)
         trunk.info.forward = solution.info
         trunk.info.control = trunk.info.control if trunk._again else None
@@ -240,7 +242,7 @@ def set_random_state(state: RandomState) -> None:
 
 @contextmanager
 def repeating(trunks: Sequence[Trunk]) -> Iterator[None]:
-    """Inside, the trunks evaluate the same function of the weights as in their last call, and leave nothing behind.
+    """Inside, the trunks evaluate the same function of the weights as in their last step, and leave nothing behind.
 
     A line search needs that: solves that start from what they left last would be another function at each call.
     """

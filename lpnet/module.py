@@ -96,7 +96,7 @@ class LayerParallel(nn.Module):
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
         self._add_weights(init)
-        self.memory: Memory = LastSolve()
+        self.memory: Memory
         self.steer(self.forward_solver, self.adjoint_solver, control)
         self._calls = 0
         self.register_load_state_dict_post_hook(_retag)
@@ -116,14 +116,21 @@ class LayerParallel(nn.Module):
             parameter.lpnet_slab = self._slab  # type: ignore[attr-defined]
 
     def steer(self, forward: SolverOptions, adjoint: SolverOptions, control: Adaptive | None) -> None:
-        """From now on solve by these options, under this control; what was learnt by the last one is forgotten."""
+        """From now on solve by these options, under this control; what was learnt before is forgotten.
+
+        Raises:
+            InputError: options that the stepper cannot honour, or a `tol` under control, which decides on the cycles.
+        """
+        self.memory = LastSolve()
+        self._last: Trial | None = None
         self.forward_solver, self.adjoint_solver, self.control = forward, adjoint, control
         for options in (forward, adjoint):
             if isinstance(options, MGRIT):
                 self.stepper.check(options)
+                if control is not None and options.tol is not None:
+                    raise InputError(f"tol: {options.tol!r} given with control, which decides on cycles, none allowed")
         self._controller: Controller | None = None
         self._again: Repeat | None = None  # a step is being repeated
-        self._last: Trial | None = None
         self._calls_left: int | None = None  # a number while `controlled` does the checks
         if control is not None:
             self._controller = Controller(control, self.stepper, self.layers, forward, adjoint)

@@ -35,6 +35,9 @@ from lpnet.step import Infos
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+TOLERANCE = 0.2
+"""Gradient error of one-shot training unless another is given: weights that move far make any gradient old."""
+
 _DIVERGED = 1.0  # estimated gradient error beyond which an iteration is said to diverge
 
 
@@ -47,8 +50,9 @@ class Progress:
         gradient_norm: of the whole gradient.
         state_residual: relative residual of the forward solves (the largest, of several trunks).
         adjoint_residual: the same of the adjoint solves.
-        gradient_error: estimated relative error of the gradient by the schedule of the step; None without control.
-        exact: the gradient that was used is that of the exact chain.
+        gradient_error: estimated relative error of the gradient by the schedule of the step (the largest, of several
+            trunks); None if any trunk is neither exact nor under control.
+        exact: the gradient that was used is that of the exact chain, in all trunks.
         checked: the gradient was compared with a better one, which was used in its place.
         diverged: the estimated error was above 1; the step was then repeated with more cycles, or exactly.
         converged: residuals and gradient are within the tolerance (never without one).
@@ -86,6 +90,7 @@ class Descent:
         self._batch: tuple[Tensor, Tensor] | None = None
         self._value = torch.zeros(())
         self._random = random_state()
+        self._buffers: list[Tensor] = []
 
     def evaluate(self, x: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
         """Loss of a batch, with all gradients.
@@ -96,10 +101,13 @@ class Descent:
             index: (batch,) which examples these are; for methods that remember them.
         """
         self._batch, self._random = (x, label), random_state()
+        self._buffers = [b.clone() for b in self.net.buffers()]
         self._value = controlled(self.trunks, self._gradient)
         return self._value
 
     def _gradient(self) -> Tensor:
+        for buffer, kept in zip(self.net.buffers(), self._buffers, strict=True):
+            buffer.copy_(kept)  # such as running means beside the trunks: a step that is repeated counts once
         self.optimizer.zero_grad()
         loss = self._loss()
         loss.backward()
@@ -112,13 +120,15 @@ class Descent:
         return self.loss(self.net(x), label)
 
     def _objective(self) -> Tensor:
-        now = random_state()
+        now, buffers = random_state(), [b.clone() for b in self.net.buffers()]
         set_random_state(self._random)
         try:
             with torch.no_grad(), repeating(self.trunks):
                 return self._loss()
         finally:
             set_random_state(now)
+            for buffer, kept in zip(self.net.buffers(), buffers, strict=True):
+                buffer.copy_(kept)
 
     def update(self) -> None:
         """Update all weights by the gradients of `evaluate`; L-BFGS searches along its direction on the same batch."""
@@ -128,7 +138,9 @@ class Descent:
             self.optimizer.step()
 
     def step(self, x: Tensor, label: Tensor, index: Tensor | None = None, clip: float | None = None) -> Progress:
-        """`evaluate`, scale the gradient down to norm `clip` if one is given, and `update`."""
+        """`evaluate`, scale the gradient down to norm `clip` if one is given (not for L-BFGS), and `update`."""
+        if clip is not None and isinstance(self.optimizer, LBFGS):
+            raise InputError(f"clip: {clip!r} given with L-BFGS, None allowed (its line search bounds the step)")
         loss = self.evaluate(x, label, index).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(grad_norm(parameters) if clip is None else clip_grad_norm_(parameters, clip))
@@ -139,9 +151,9 @@ class Descent:
     def progress(self, loss: float, norm: float) -> Progress:
         """What the last evaluation found."""
         infos = [trunk.info for trunk in self.trunks]
-        reports = [info.control for info in infos if info.control is not None]
-        exact = any(r.exact for r in reports) or all(_is_serial(info) for info in infos)
-        error = max((r.gradient_error for r in reports), default=0.0 if exact else None)
+        exact = all(_is_exact(info) for info in infos)
+        errors = [_error(info) for info in infos]
+        error = None if None in errors else max(e for e in errors if e is not None)
         return Progress(
             loss,
             norm,
@@ -149,13 +161,21 @@ class Descent:
             max(_last(info.adjoint) for info in infos),
             error,
             exact,
-            any(r.checked for r in reports),
+            any(info.control is not None and info.control.checked for info in infos),
             error is not None and not error <= _DIVERGED,
         )
 
 
-def _is_serial(info: Infos) -> bool:
+def _is_exact(info: Infos) -> bool:
+    if info.control is not None:
+        return info.control.exact
     return all(one is not None and one.solver == "serial" for one in (info.forward, info.adjoint))
+
+
+def _error(info: Infos) -> float | None:
+    if info.control is not None:
+        return info.control.gradient_error
+    return 0.0 if _is_exact(info) else None
 
 
 def _last(info: Info | None) -> float:
@@ -173,7 +193,7 @@ class OneShot(Descent):
         loss: (output, label) -> scalar, the mean over the examples.
         cycles: multigrid cycles of a step beyond the one that a step is anyway; 0 is one F-sweep each way; None: as
             many as the solvers of the trunks have.
-        control: of the gradient error.
+        control: of the gradient error; None: within 0.2.
         warm: what is kept of the examples; mini-batches need its `examples`, and the `index` of each step.
         tol: for the stopping test: residuals of state and adjoint, and the norm of the gradient relative to that of the
             first step, are all at or below it.
@@ -201,7 +221,7 @@ class OneShot(Descent):
         self._previous: Tensor | None = None
         for trunk in self.trunks:
             solvers = [remembering(s, cycles) for s in (trunk.forward_solver, trunk.adjoint_solver)]
-            trunk.steer(solvers[0], solvers[1], control if control is not None else Adaptive())
+            trunk.steer(solvers[0], solvers[1], control if control is not None else Adaptive(TOLERANCE))
             if self.warm.examples is not None:
                 trunk.memory = ExampleMemory(trunk.comm, self.warm.examples, self.warm)
 
@@ -222,10 +242,14 @@ class OneShot(Descent):
             return super().evaluate(x, label)
         index = self._check_index(index, len(x), self.warm.examples)
         classes = label if label.ndim == 1 and not label.is_floating_point() else None
-        for trunk in self.trunks:
-            if isinstance(trunk.memory, ExampleMemory):
-                trunk.memory.batch(index, classes)
-        return super().evaluate(x, label)
+        memories = [trunk.memory for trunk in self.trunks if isinstance(trunk.memory, ExampleMemory)]
+        try:
+            for memory in memories:
+                memory.batch(index, classes)
+            return super().evaluate(x, label)
+        finally:
+            for memory in memories:  # whoever calls the net in between has other examples
+                memory.batch(index[:0], None)
 
     def _forget(self) -> None:
         for trunk in self.trunks:
@@ -247,6 +271,8 @@ class OneShot(Descent):
         self._first_norm = norm if self._first_norm is None else self._first_norm
         if self.tol is None:
             return found
+        # Rank 0 decides: what is replicated may differ in the last bits on mixed hardware.
+        (norm,) = self.trunks[0].comm.bcast_(torch.tensor([norm], dtype=torch.float64), 0).tolist()
         worst = max(found.state_residual, found.adjoint_residual)
         return replace(found, converged=worst <= self.tol and norm <= self.tol * self._first_norm)
 

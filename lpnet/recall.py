@@ -288,7 +288,8 @@ class ExampleMemory:
         squares = [r.double().square().sum(0).reshape(kept.points, numbers).sum(1) for r in (rows, *differences)]
         size, *others = self._total(torch.stack(squares, dim=1).numpy(), solve.which == "adjoint")
         for name, other in zip(names, others, strict=True):
-            new = float(np.sqrt(other / size)) if size > 0 else 0.0
+            new = float(np.sqrt(other / size)) if size else 0.0
+            new = new if math.isfinite(new) else math.inf
             old = kept.ratio.get(name, new)
             kept.ratio[name] = old + _NEWEST * (new - old)
         kept.candidates = {}

@@ -131,6 +131,7 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
         "method": config.training.method,
         "serial_steps": record["serial_steps"],
         "largest_gradient_error": record["largest_gradient_error"],
+        "largest_gradient_error_used": record["largest_gradient_error_used"],
         "layer_evaluations": record["layer_evaluations"],
         "ranks": comm.size,
         "layers": config.trunk.layers,

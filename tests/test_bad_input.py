@@ -79,6 +79,7 @@ VALUES = [
     ("--optimizer.name=Muon", "optimizer.name: 'Muon'", "can update slabs of layers"),
     ("--optimizer.name=adafactor", "optimizer.name: 'adafactor'", "adam, adamw, sgd"),
     ("--optimizer.name=lbfgs --optimizer.memory=0", "optimizer.memory: 0", "at least 1"),
+    ("--optimizer.name=lbfgs --optimizer.clip=1", "optimizer.clip: 1", "null with name lbfgs"),
     ("--optimizer.memory=5", "optimizer.memory: 5", "name adam"),
     ("--training.method=pipelined", "training.method: pipelined", "gradient, simultaneous"),
     ("--training.method=simultaneous --solver.forward.kind=serial", "solver.forward.kind: 'serial'", "mgrit"),

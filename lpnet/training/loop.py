@@ -70,8 +70,9 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
 
     Returns:
         The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
-        the exact chain), `largest_gradient_error` (the largest estimate of the others; None without control) and
-        `layer_evaluations` (forward and adjoint, of all ranks).
+        the exact chain), `largest_gradient_error` (the largest estimate for the schedules of the steps; None if any
+        step has none), `largest_gradient_error_used` (the same without the steps that were checked, since those used
+        the reference) and `layer_evaluations` (forward and adjoint, of all ranks, without line searches).
 
     Raises:
         NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
@@ -83,7 +84,7 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
     objective = Objective(net)
     descent = descent_of(net, optimizer, objective, len(data.train_y))
     record: Record = {}
-    totals: Record = {"serial_steps": 0, "largest_gradient_error": None}
+    totals: Record = {"serial_steps": 0, "largest_gradient_error": 0.0, "largest_gradient_error_used": 0.0}
     good = _copies(net)
     drawn = batches(data, options.batch, config.run.seed)
     for step in range(1, steps + 1):
@@ -221,11 +222,15 @@ def critical_path(net: Network) -> float:
 
 
 def _counted(totals: Record, progress: Progress) -> Record:
-    """`serial_steps` and `largest_gradient_error` with one more step."""
-    errors = [e for e in (totals["largest_gradient_error"], progress.gradient_error) if e is not None]
+    """The totals with one more step."""
+    def larger(key: str, new: float | None) -> float | None:
+        return None if totals[key] is None or new is None else max(totals[key], new)
+
+    error = progress.gradient_error
     return {
         "serial_steps": totals["serial_steps"] + progress.exact,
-        "largest_gradient_error": max(errors, default=None),
+        "largest_gradient_error": larger("largest_gradient_error", error),
+        "largest_gradient_error_used": larger("largest_gradient_error_used", 0.0 if progress.checked else error),
     }
 
 

@@ -49,7 +49,7 @@ CASES = [
     ("--trunk.layers=20", "--training.method=simultaneous", "--solver.forward.coarsening=4",
      "--solver.adjoint.coarsening=4", "--control.gradient_tol=0.01", "--control.every=3"),
     ("--trunk.layers=24", "--training.method=simultaneous", "--training.batch=null", "--optimizer.name=lbfgs",
-     "--optimizer.lr=1", "--solver.forward.coarsening=4", "--solver.adjoint.coarsening=4"),
+     "--optimizer.clip=null", "--solver.forward.coarsening=4", "--solver.adjoint.coarsening=4"),
     ("--trunk.layers=24", "--control.gradient_tol=0.01", "--solver.forward.coarsening=4",
      "--solver.adjoint.coarsening=4", "--control.plan_ranks=8"),
     ("--trunk.layers=9", "--trunk.dynamics=antisymmetric", "--optimizer.name=sgd", "--optimizer.momentum=0.9"),
