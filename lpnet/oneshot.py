@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lpnet.control import Adaptive
-from lpnet.errors import InputError
+from lpnet.errors import InputError, NonFiniteError
 from lpnet.gradient import controlled, random_state, repeating, set_random_state
 from lpnet.mgrit import Info
 from lpnet.optim import LBFGS
@@ -38,6 +38,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 TOLERANCE = 0.2
 """Gradient error of one-shot training unless another is given: weights that move far make any gradient old."""
 
+_MOST_CLASSES = 10_000
 _DIVERGED = 1.0  # estimated gradient error beyond which an iteration is said to diverge
 
 
@@ -82,6 +83,11 @@ class Descent:
     """
 
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss = cross_entropy) -> None:
+        for key, given, kind in (("net", net, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+            if not isinstance(given, kind):
+                raise InputError(f"{key}: {given!r} given, a torch {kind.__name__} allowed")
+        if not callable(loss):
+            raise InputError(f"loss: {loss!r} given, a function (output, label) -> scalar allowed")
         self.net, self.optimizer, self.loss = net, optimizer, loss
         self.trunks = trunks(net)
         if not self.trunks:
@@ -110,6 +116,8 @@ class Descent:
             buffer.copy_(kept)  # such as running means beside the trunks: a step that is repeated counts once
         self.optimizer.zero_grad()
         loss = self._loss()
+        if not loss.requires_grad:
+            raise InputError("loss: a tensor without a graph returned, one that depends on the weights needed")
         loss.backward()
         return loss.detach()
 
@@ -117,7 +125,11 @@ class Descent:
         if self._batch is None:
             raise RuntimeError("update called before evaluate")
         x, label = self._batch
-        return self.loss(self.net(x), label)
+        loss = self.loss(self.net(x), label)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise InputError(f"loss: {shape} returned, a tensor with one number allowed")
+        return loss
 
     def _objective(self) -> Tensor:
         now, buffers = random_state(), [b.clone() for b in self.net.buffers()]
@@ -138,12 +150,18 @@ class Descent:
             self.optimizer.step()
 
     def step(self, x: Tensor, label: Tensor, index: Tensor | None = None, clip: float | None = None) -> Progress:
-        """`evaluate`, scale the gradient down to norm `clip` if one is given (not for L-BFGS), and `update`."""
+        """`evaluate`, scale the gradient down to norm `clip` if one is given (not for L-BFGS), and `update`.
+
+        Raises:
+            NonFiniteError: loss or gradient are not finite; the weights stay as they are.
+        """
         if clip is not None and isinstance(self.optimizer, LBFGS):
             raise InputError(f"clip: {clip!r} given with L-BFGS, None allowed (its line search bounds the step)")
         loss = self.evaluate(x, label, index).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(grad_norm(parameters) if clip is None else clip_grad_norm_(parameters, clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteError(f"loss {loss} and norm of the gradient {norm}: not finite, the weights are kept")
         progress = self.progress(loss, norm)
         self.update()
         return progress
@@ -164,6 +182,13 @@ class Descent:
             any(info.control is not None and info.control.checked for info in infos),
             error is not None and not error <= _DIVERGED,
         )
+
+
+def _are_classes(label: Tensor) -> bool:
+    """Whether labels are numbers of classes, few enough for means over each."""
+    if label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
+        return False
+    return int(label.min()) >= 0 and int(label.max()) < _MOST_CLASSES
 
 
 def _is_exact(info: Infos) -> bool:
@@ -214,6 +239,9 @@ class OneShot(Descent):
         tol: float | None = None,
     ) -> None:
         super().__init__(net, optimizer, loss)
+        for key, given, kind in (("control", control, Adaptive), ("warm", warm, WarmStates)):
+            if given is not None and not isinstance(given, kind):
+                raise InputError(f"{key}: {given!r} given, an lpnet.{kind.__name__} or None allowed")
         if tol is not None and not (isinstance(tol, int | float) and 0 < tol < 1):
             raise InputError(f"tol: {tol!r} given, a number above 0 and below 1, or None, allowed")
         self.tol, self.warm = tol, warm if warm is not None else WarmStates()
@@ -241,7 +269,7 @@ class OneShot(Descent):
                 self._forget()
             return super().evaluate(x, label)
         index = self._check_index(index, len(x), self.warm.examples)
-        classes = label if label.ndim == 1 and not label.is_floating_point() else None
+        classes = label if _are_classes(label) else None
         memories = [trunk.memory for trunk in self.trunks if isinstance(trunk.memory, ExampleMemory)]
         try:
             for memory in memories:
@@ -257,6 +285,7 @@ class OneShot(Descent):
 
     @staticmethod
     def _check_index(index: Tensor | None, batch: int, n: int) -> Tensor:
+        index = None if index is None else torch.as_tensor(index)
         whole = index is not None and not index.is_floating_point() and index.dtype != torch.bool
         if index is None or index.shape != (batch,) or not whole or not batch:
             shape = None if index is None else tuple(index.shape)

@@ -124,11 +124,13 @@ def plan(
     return Plan(best.forward, best.adjoint, ranks, best.predicted, error, costs, tuple(others))
 
 
-def _check(trunk: LayerParallel, batch: Any, gradient_tol: Any, plan_ranks: Any) -> None:
+def _check(trunk: Any, batch: Any, gradient_tol: Any, plan_ranks: Any) -> None:
     if isinstance(gradient_tol, bool) or not isinstance(gradient_tol, float | int) or not 0 < gradient_tol < 1:
         raise InputError(f"gradient_tol: {gradient_tol!r} given, a number above 0 and below 1 allowed")
     if plan_ranks is not None and (isinstance(plan_ranks, bool) or not isinstance(plan_ranks, int) or plan_ranks < 1):
         raise InputError(f"plan_ranks: {plan_ranks!r} given, a whole number of at least 1 or None allowed")
+    if not isinstance(trunk, LayerParallel):
+        raise InputError(f"trunk: a {type(trunk).__name__} given, an lpnet.LayerParallel allowed")
     if not isinstance(batch, Tensor):
         raise InputError(f"batch: {type(batch).__name__} given, a tensor (batch, *features) allowed")
     trunk._stack.check_input(batch)

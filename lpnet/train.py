@@ -27,6 +27,7 @@ from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.log import MODEL, RunLog, new_folder
 from lpnet.network import Examples, Network, build, check_opening
+from lpnet.options import Serial, SolverOptions
 from lpnet.plan import plan
 from lpnet.presets import PRESETS
 from lpnet.slab import Comm
@@ -153,10 +154,16 @@ def report(net: Network, dataset: DataSet, log: RunLog, results: dict[str, Any])
     plain = net.as_sequential().eval()
     log.summarize(results)
     log.draw(plain, dataset, net.classifier.weight)
+    if results["serial_steps"] and not all(isinstance(s, Serial) for s in _solvers(net)):
+        log.say(f"{results['serial_steps']} of {results['steps']} steps took the gradient of the exact chain")
     log.say(
         f"{results['steps']} steps in {results['wall_s']:.1f} s: loss {results['loss']:.4g}, accuracy "
         f"{results['train_accuracy']:.2%} training, {results['val_accuracy']:.2%} validation (exact evaluation)"
     )
+
+
+def _solvers(net: Network) -> tuple[SolverOptions, SolverOptions]:
+    return net.trunk.forward_solver, net.trunk.adjoint_solver
 
 
 if __name__ == "__main__":
