@@ -121,7 +121,7 @@ class Controller:
     ) -> None:
         self.adaptive, self.stepper, self.layers = adaptive, stepper, layers
         self.solvers = (forward, adjoint)
-        self._serial = Schedule(_exact(forward), _exact(adjoint), True)
+        self._serial = Schedule(exact_of(forward), exact_of(adjoint), True)
         self._offset = 0  # cycles beyond those of the solvers
         self._least = min(0, -max((s.cycles for s in self.solvers if isinstance(s, MGRIT)), default=0))
         self._steps, self._next_check = 0, 1
@@ -242,7 +242,8 @@ class Controller:
         self._left, self._stay = self._stay, min(2 * self._stay, _LONGEST * self.adaptive.every)
 
 
-def _exact(options: SolverOptions) -> Serial:
+def exact_of(options: SolverOptions) -> Serial:
+    """The exact solver to be used in place of these options."""
     return options if isinstance(options, Serial) else Serial()
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lpnet.control import Controller, Report, Schedule, Signals, reduction
+from lpnet.control import Controller, Report, Schedule, Signals, exact_of, reduction
 from lpnet.errors import InputError
 from lpnet.mgrit import Info
-from lpnet.options import Serial, SolverOptions
 from lpnet.slab import layer_squares
 from lpnet.step import Gradient, Step, Trial, Trunk
 
@@ -116,11 +115,6 @@ def _ratio(part: float, whole: float) -> float:
     if not math.isfinite(part) or not math.isfinite(whole):
         return math.inf
     return part / whole if whole else (math.inf if part else 0.0)
-
-
-def exact_of(options: SolverOptions) -> Serial:
-    """The exact solver to be used in place of these options."""
-    return options if isinstance(options, Serial) else Serial()
 
 
 class Propagate(torch.autograd.Function):
