@@ -43,7 +43,7 @@ def history(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """
     accuracies = {key: _series(records, key) for key in ("train_accuracy", "val_accuracy")}
     accuracies = {key: series for key, series in accuracies.items() if len(series)}
-    figure = _figure(10.0 if accuracies else 6.0, 4.0)
+    figure = canvas(10.0 if accuracies else 6.0, 4.0)
     axes = figure.subplots(1, 2 if accuracies else 1, squeeze=False, sharex=True)[0]
     _draw_loss(axes[0], _series(records, "loss"))
     if accuracies:
@@ -53,7 +53,7 @@ def history(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         ax.grid(True, which="major", color="0.9", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
+    save(figure, path)
 
 
 def decision_regions(predict: Predict, dataset: DataSet, path: str | Path, title: str = "") -> None:
@@ -75,7 +75,7 @@ def decision_regions(predict: Predict, dataset: DataSet, path: str | Path, title
     (left, right), (bottom, top) = extent
     colors = _colors(dataset.classes)
     height = 5.0 * min(max((top - bottom) / (right - left), 0.3), 1.6) + 1.0
-    figure = _figure(7.2, height)
+    figure = canvas(7.2, height)
     ax = figure.subplots()
     # Colours are interpolated, not class numbers: a smooth edge between two classes never runs through a third.
     image = _tint(colors)[regions]
@@ -89,16 +89,16 @@ def decision_regions(predict: Predict, dataset: DataSet, path: str | Path, title
     total = len(dataset.train_y)
     points = f"all {total}" if shown == total else f"{shown} of {total}"
     _draw_legend(figure, colors, f"class: region and\ntraining points\n({points})")
-    _write(figure, path)
+    save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _write(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
 
 

@@ -20,13 +20,13 @@ from lpnet.plots import CHUNK, OKABE_ITO, decision_regions, history
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are written, in order."""
     written: list[Figure] = []
-    write = plots._write
+    write = plots.save
 
     def keep(figure: Figure, path: str | Path) -> None:
         written.append(figure)
         write(figure, path)
 
-    monkeypatch.setattr(plots, "_write", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return written
 
 

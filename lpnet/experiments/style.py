@@ -1,0 +1,67 @@
+"""Pictures for a slide: one look for the whole gallery.
+
+Colours are those of Okabe and Ito, curves differ by marker or line as well; panels of one picture share their scales
+where they show the same quantity.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from lpnet.plots import MARKERS, OKABE_ITO, canvas
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, GREY = OKABE_ITO
+LINES = ("-", "--", "-.", ":")
+
+__all__ = ["LINES", "MARKERS", "OKABE_ITO", "axis", "figure", "legend", "log", "look", "slope"]
+
+
+def figure(title: str, panels: tuple[int, int] = (1, 1), size: tuple[float, float] = (10.0, 4.6), **keys: Any) -> Any:
+    """A figure with a title and its axes, (rows, columns) in an array; more keys go to `Figure.subplots`."""
+    made: Figure = canvas(*size)
+    made.suptitle(title, fontsize=13, fontweight="bold")
+    axes = made.subplots(*panels, squeeze=False, **keys)
+    return made, axes
+
+
+def axis(ax: Axes, title: str, x: str, y: str) -> Axes:
+    """Title and labels of one panel, with a light grid."""
+    ax.set_title(title, loc="left", fontsize=11)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(True, which="major", color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def look(i: int, **more: Any) -> dict[str, Any]:
+    """Colour, marker and line of curve i."""
+    style = {"color": OKABE_ITO[i % 8], "marker": MARKERS[i % 8], "markersize": 4.5, "linewidth": 1.6}
+    return style | more
+
+
+def log(ax: Axes, which: str = "xy") -> None:
+    """Logarithmic axes with a label at each decade at most (fewer where they would touch)."""
+    for name in which:
+        getattr(ax, f"set_{name}scale")("log")
+        one = getattr(ax, f"{name}axis")
+        one.set_major_locator(LogLocator(base=10, numticks=9))
+        one.set_minor_formatter(NullFormatter())
+
+
+def slope(ax: Axes, x: Iterable[float], at: tuple[float, float], order: float, **more: Any) -> None:
+    """A dashed line of this slope through a point, on logarithmic axes."""
+    ends = np.array([min(x := list(x)), max(x)])
+    style: dict[str, Any] = {"color": "0.6", "linestyle": ":", "linewidth": 1.0, "zorder": 1} | more
+    ax.plot(ends, at[1] * (ends / at[0]) ** order, **style)
+
+
+def legend(ax: Axes, **more: Any) -> None:
+    """A legend without a frame."""
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9} | more
+    ax.legend(**style)

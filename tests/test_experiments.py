@@ -1,0 +1,67 @@
+"""The command of the gallery: what it writes, what it refuses, and that the gallery in the docs is whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lpnet.experiments import REGISTRY, Context, folder
+from lpnet.experiments.__main__ import main, parse
+from lpnet.launch import Answer
+from lpnet.slab import Comm
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def test_an_experiment_writes_a_picture_its_numbers_and_the_page(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "pictures"
+    assert main(["orders", "--quick", "--out", str(out), "--seed", "3"]) == 0
+    assert (out / "orders.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    found = json.loads((out / "orders.json").read_text(encoding="utf-8"))
+    assert (found["number"], found["ranks"], found["settings"]["seed"], found["settings"]["quick"]) == (1, 1, 3, True)
+    assert found["command"] == "python -m lpnet.experiments orders --seed 3 --quick"
+    page = (tmp_path / "pictures.md").read_text(encoding="utf-8")
+    assert all(part in page for part in ("pictures/orders.png", found["see"], found["command"]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert found["see"] in said
+
+
+def test_list_names_all() -> None:
+    with pytest.raises(Answer) as answer:
+        parse(["list"])
+    assert [line.split()[1] for line in str(answer.value).splitlines()] == list(REGISTRY)
+    assert [one.number for one in REGISTRY.values()] == sorted(one.number for one in REGISTRY.values())
+    assert parse(["all", "--quick"]).experiments == tuple(REGISTRY.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "NAME: nothing given"),
+        (["ordres"], "NAME: 'ordres' given, did you mean orders?"),
+        (["orders", "--seed", "-1"], "--seed: '-1' given, a whole number of at least 0 allowed"),
+        (["orders", "--fast"], "--fast"),
+        (["orders", "--out", "/dev/null/pictures"], "--out: '/dev/null/pictures' given"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str, capsys: Any) -> None:
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_numbers_become_strict_json() -> None:
+    content = {"a": np.array([1.0, np.inf, 0.1234567891]), 2: [np.float64("nan"), np.int64(3)], "rows": [[1], [2.5]]}
+    found = json.loads(folder.text(folder.plain(content)))
+    assert found == {"a": [1.0, None, 0.123457], "2": [None, 3], "rows": [[1], [2.5]]}
+
+
+def test_draws_depend_on_seed_and_tag() -> None:
+    def draw(seed: int, tag: str) -> float:
+        return float(Context(Comm(), seed=seed).rng(tag).random())
+
+    assert draw(0, "a") == draw(0, "a")
+    assert len({draw(0, "a"), draw(1, "a"), draw(0, "b")}) == 3
