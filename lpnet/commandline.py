@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from lpnet import dynamics, steppers
 from lpnet.choices import OPTIMIZERS, SCHEDULES, SOLVERS, optimizer_options, solver_options
-from lpnet.config import Config, as_dict, fitting_steppers, trunk_options
+from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
 from lpnet.errors import InputError
 from lpnet.launch import Answer
 from lpnet.presets import PRESETS
@@ -115,7 +115,8 @@ def _undone_trunk(lower: Flat, upper: Flat) -> Iterator[str]:
     if stepper not in fitting:
         yield "trunk.stepper"
         stepper = fitting[0]
-    yield from (f"trunk.{key}" for key in ("gamma", "hidden", "start") if key not in trunk_options(name, stepper))
+    own = trunk_options(name, stepper)
+    yield from (f"trunk.{key}" for key in LAYER_KEYS + STEPPER_KEYS if key not in own)
 
 
 # ---- jsonargparse --------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from lpnet.choices import (
 )
 from lpnet.control import Adaptive
 from lpnet.data import DataOptions
+from lpnet.dynamics.hamiltonian import FORMS
 from lpnet.errors import InputError
 from lpnet.oneshot import TOLERANCE
 from lpnet.options import MGRIT
@@ -38,7 +39,11 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MOST_LAYERS = 1_000_000
 """More than any machine trains; beyond it a slip of the finger would end in a lack of memory."""
 
-_OWNED = ("gamma", "hidden", "start")  # keys of the trunk that belong to some dynamics or stepper only
+LAYER_KEYS = ("gamma", "hidden", "form")
+"""Keys of the trunk that belong to some dynamics only,"""
+
+STEPPER_KEYS = ("start",)
+"""and those that belong to some stepper only."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,15 @@ class Trunk:
         layers: number N of layers.
         width: number of features of a state.
         T: final time.
-        dynamics: f of one layer: dense, two_layer, antisymmetric, hamiltonian.
+        dynamics: f of one layer: dense, two_layer, antisymmetric, hamiltonian, double_symmetric.
         stepper: euler, or verlet (for hamiltonian); null: the one that fits the dynamics.
         activation: tanh, relu, smooth_relu, gelu.
         init: initial weights: constant in the layer index, or random in each layer.
         opening: how features become a state: linear (a trained layer), pad (with zeros), auto (pad if there are as
             many features as the trunk is wide, else linear).
-        gamma: of antisymmetric: damping γ of σ((K − Kᵀ − γI)y + b). Default 0.
-        hidden: of two_layer: width between its two matrices. Default: that of the trunk.
+        gamma: of dense and antisymmetric: damping γ of σ((K − γI)y + b), σ((K − Kᵀ − γI)y + b). Default 0.
+        hidden: of two_layer and double_symmetric: width between the two matrices. Default: that of the trunk.
+        form: of hamiltonian: slides (−σ(Ky + b), σ(Kᵀz + b)), or package (K and Kᵀ exchanged). Default slides.
         start: of verlet: half (second order), or zero (z_0 = 0 stands for z half a step earlier). Default half.
     """
 
@@ -70,6 +76,7 @@ class Trunk:
     opening: Literal["auto", "linear", "pad"] = "auto"
     gamma: float | None = None
     hidden: int | None = None
+    form: Literal["slides", "package"] | None = None
     start: Literal["half", "zero"] | None = None
 
     def __post_init__(self) -> None:
@@ -89,9 +96,11 @@ class Trunk:
             require(self.stepper in fitting, "trunk.stepper", self.stepper, f"{', '.join(fitting)} for {self.dynamics}")
         number("trunk.gamma", self.gamma)
         whole("trunk.hidden", self.hidden, 1)
+        if self.form is not None:
+            one_of("trunk.form", self.form, FORMS)
         if self.start is not None:
             one_of("trunk.start", self.start, ("half", "zero"))
-        values = {key: getattr(self, key) for key in _OWNED}
+        values = {key: getattr(self, key) for key in LAYER_KEYS + STEPPER_KEYS}
         owned("trunk", f"dynamics {self.dynamics}, stepper {self.stepper_name}", values, self.own_options)
 
     @property
@@ -111,15 +120,15 @@ class Trunk:
 
 
 def fitting_steppers(name: str) -> tuple[str, ...]:
-    """Names of the steppers that can step the dynamics of this name, the usual one first."""
+    """Names of the steppers that use just the terms which the dynamics of this name has, the usual one first."""
     terms = dynamics.REGISTRY[name].terms
-    return tuple(key for key, stepper in steppers.REGISTRY.items() if set(stepper.terms) <= set(terms))
+    return tuple(key for key, stepper in steppers.REGISTRY.items() if set(stepper.terms) == set(terms))
 
 
 def trunk_options(dynamics_name: str, stepper_name: str) -> dict[str, Any]:
     """The keys of the trunk that belong to this dynamics and this stepper, with their defaults."""
     kinds: tuple[type, type] = (dynamics.REGISTRY[dynamics_name], steppers.REGISTRY[stepper_name])
-    return defaults_of(kinds[0], _OWNED) | defaults_of(kinds[1], _OWNED)
+    return defaults_of(kinds[0], LAYER_KEYS) | defaults_of(kinds[1], STEPPER_KEYS)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn.utils import skip_init
 
 from lpnet import dynamics, steppers
 from lpnet.choices import require
-from lpnet.config import DTYPES, Config, Trunk
+from lpnet.config import DTYPES, LAYER_KEYS, STEPPER_KEYS, Config, Trunk
 from lpnet.module import LayerParallel
 from lpnet.sharded import synchronize
 from lpnet.slab import Comm
@@ -95,8 +95,8 @@ def build(config: Config, examples: Examples, comm: Comm, device: torch.device |
     trunk, seed = config.trunk, config.run.seed
     like: dict[str, Any] = {"dtype": DTYPES[config.run.dtype], "device": device}
     own = {key: getattr(trunk, key) for key in trunk.own_options}
-    layer = {key: value for key, value in own.items() if key in ("gamma", "hidden") and value is not None}
-    stepper = {key: value for key, value in own.items() if key == "start" and value is not None}
+    layer = {key: value for key, value in own.items() if key in LAYER_KEYS and value is not None}
+    stepper = {key: value for key, value in own.items() if key in STEPPER_KEYS and value is not None}
     net = Network(
         config,
         examples,

@@ -13,6 +13,7 @@ from lpnet.dynamics import Dynamics
 from lpnet.errors import InputError
 from lpnet.fields import DenseField, Field
 from lpnet.module_field import ModuleField
+from lpnet.steppers import REGISTRY as STEPPERS
 from lpnet.steppers import Stepper
 
 Weights = dict[str, Tensor]
@@ -173,11 +174,14 @@ def _check(module: nn.Module, stepper: Stepper) -> None:
     has: tuple[str, ...] = getattr(module, "terms", ())
     if not has:
         has = tuple(t for t in ("kick", "drift") if callable(getattr(module, t, None))) or ("f",)
-    missing = [term for term in stepper.terms if term not in has]
-    if missing:
-        needs = " and ".join(f"{t}()" for t in stepper.terms) if stepper.terms != ("f",) else "forward()"
-        if {"kick", "drift"} <= set(has):
-            needs += "; stepper=lpnet.steppers.Verlet() allowed"
-        raise InputError(
-            f"dynamics: {type(module).__name__} given with stepper {type(stepper).__name__}, which needs {needs}"
-        )
+    if set(stepper.terms) == set(has):
+        return
+    needs = " and ".join(f"{t}()" for t in stepper.terms) if stepper.terms != ("f",) else "forward()"
+    if set(stepper.terms) < set(has):
+        needs += " alone and would leave out the rest"
+    fitting = [f"lpnet.steppers.{kind.__name__}()" for kind in STEPPERS.values() if set(kind.terms) == set(has)]
+    if fitting:
+        needs += f"; stepper={' or '.join(fitting)} allowed"
+    raise InputError(
+        f"dynamics: {type(module).__name__} given with stepper {type(stepper).__name__}, which needs {needs}"
+    )

@@ -18,6 +18,9 @@ from lpnet import slab
 F64 = torch.float64
 Map = Callable[[int, Tensor], Tensor]
 KINDS = ("dense", "two_layer", "antisymmetric", "hamiltonian")
+"""Dynamics that tests of whole trunks run over,"""
+ALL_KINDS = (*KINDS, "double_symmetric")
+"""and those that tests of single layers run over: all there are."""
 ACTIVATIONS = ("tanh", "relu", "smooth_relu", "gelu")
 
 
@@ -75,15 +78,18 @@ class Net(NamedTuple):
 
     def f(self, w: dict[str, Tensor], y: Tensor) -> Tensor:
         """f(y) with the weights w of one layer; examples in rows."""
-        if self.kind == "dense":
-            return sigma(self.activation, y @ w["K"].T + w["b"])
         if self.kind == "two_layer":
             return sigma(self.activation, y @ w["K1"].T + w["b"]) @ w["K2"].T
-        assert self.kind == "antisymmetric"
-        A = w["K"] - w["K"].T - self.gamma * torch.eye(len(w["K"]), dtype=y.dtype)
+        if self.kind in ("double_symmetric", "second_order"):
+            return -sigma(self.activation, y @ w["K"].T + w["b"]) @ w["K"]
+        assert self.kind in ("dense", "antisymmetric")
+        A = w["K"] - self.gamma * torch.eye(len(w["K"]), dtype=y.dtype)
+        A = A - w["K"].T if self.kind == "antisymmetric" else A
         return sigma(self.activation, y @ A.T + w["b"])
 
     def kick(self, w: dict[str, Tensor], y: Tensor) -> Tensor:
+        if self.kind == "second_order":
+            return self.f(w, y)
         return -sigma(self.activation, y @ w["K"].T + w["b"])
 
     def drift(self, w: dict[str, Tensor], z: Tensor) -> Tensor:
@@ -276,8 +282,9 @@ def stepper(kind: str, start: Any = "half") -> lpnet.steppers.Stepper:
 
 
 def dynamics(kind: str, width: int = 4, activation: str = "tanh", gamma: float = 0.0) -> torch.nn.Module:
-    """One layer of the registry; `two_layer` with fewer hidden units than features."""
-    more: dict[str, Any] = {"two_layer": {"hidden": 3}, "antisymmetric": {"gamma": gamma}}.get(kind, {})
+    """One layer of the registry, with fewer hidden units than features where there are any."""
+    own = {"two_layer": {"hidden": 3}, "double_symmetric": {"hidden": 3}, "second_order": {"hidden": 3}}
+    more: dict[str, Any] = {"gamma": gamma} if kind in ("dense", "antisymmetric") else own.get(kind, {})
     return lpnet.dynamics.REGISTRY[kind](width, activation, **more)
 
 

@@ -3,12 +3,23 @@
 from lpnet.dynamics.base import Dynamics
 from lpnet.dynamics.dense import Antisymmetric, Dense, TwoLayer
 from lpnet.dynamics.hamiltonian import Hamiltonian
+from lpnet.dynamics.symmetric import DoubleSymmetric, SecondOrder
 
 REGISTRY: dict[str, type[Dynamics]] = {
     "dense": Dense,
     "two_layer": TwoLayer,
     "antisymmetric": Antisymmetric,
     "hamiltonian": Hamiltonian,
+    "double_symmetric": DoubleSymmetric,
 }
 
-__all__ = ["REGISTRY", "Antisymmetric", "Dense", "Dynamics", "Hamiltonian", "TwoLayer"]
+__all__ = [
+    "REGISTRY",
+    "Antisymmetric",
+    "Dense",
+    "DoubleSymmetric",
+    "Dynamics",
+    "Hamiltonian",
+    "SecondOrder",
+    "TwoLayer",
+]

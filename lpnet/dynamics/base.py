@@ -5,7 +5,7 @@ built-in ones also say how they are written as ± C σ(A (y, 1)), which gives th
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from lpnet.activations import ACTIVATIONS
 from lpnet.errors import InputError
 from lpnet.fields import DenseWeights
 
+Spectrum = Literal["any", "imaginary", "real"]
+
 
 class Dynamics(nn.Module):
     """Base of the built-in dynamics: one layer with weights K, b, … on states (batch, width).
@@ -21,9 +23,13 @@ class Dynamics(nn.Module):
     Args:
         width: number of features of y.
         activation: "tanh", "relu", "smooth_relu" or "gelu".
+
+    Class constants: `terms`, the methods that a stepper calls ("f" is ``forward``); `spectrum`, where the eigenvalues
+    of the Jacobian lie for every state and all weights: "imaginary", "real" (not positive), or "any".
     """
 
     terms: ClassVar[tuple[str, ...]] = ("f",)
+    spectrum: ClassVar[Spectrum] = "any"
 
     def __init__(self, width: int, activation: str = "tanh") -> None:
         super().__init__()
@@ -63,6 +69,11 @@ def check_finite(key: str, given: object) -> None:
     """Require a finite number."""
     if not isinstance(given, int | float) or not math.isfinite(given):
         raise InputError(f"{key}: {given!r} given, a finite number allowed")
+
+
+def shifted(K: Tensor, gamma: float) -> Tensor:
+    """K − γI of square matrices (..., width, width)."""
+    return K - gamma * torch.eye(K.shape[-1], dtype=K.dtype, device=K.device) if gamma else K
 
 
 def affine(K: Tensor, b: Tensor) -> Tensor:
