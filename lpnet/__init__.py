@@ -6,7 +6,7 @@ Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpnet import dynamics, optim, regularizers, steppers, uncaught
+from lpnet import dynamics, multilevel, optim, regularizers, steppers, uncaught
 from lpnet.control import Adaptive
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.mgrit import Info
@@ -60,6 +60,7 @@ __all__ = [
     "exact",
     "grad_norm",
     "load",
+    "multilevel",
     "optim",
     "plan",
     "regularizers",
