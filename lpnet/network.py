@@ -18,8 +18,9 @@ from torch.nn.utils import skip_init
 
 from lpnet import dynamics, steppers
 from lpnet.choices import require
-from lpnet.config import DTYPES, LAYER_KEYS, STEPPER_KEYS, Config, Trunk
+from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, Trunk
 from lpnet.module import LayerParallel
+from lpnet.sections import DTYPES
 from lpnet.sharded import synchronize
 from lpnet.slab import Comm
 from lpnet.stack import generator

@@ -34,6 +34,7 @@ TIERS = (
     ("oneshot",),
     ("multilevel",),
     ("choices", "plots", "presets"),
+    ("sections",),
     ("config",),
     ("commandline", "network"),
     ("log", "modelfile", "training"),

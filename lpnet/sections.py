@@ -1,0 +1,167 @@
+"""Sections of the configuration that say what a run does: regularizer, training, control, oneshot, run."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lpnet.choices import number, one_of, positive, require, whole
+from lpnet.control import Adaptive
+from lpnet.errors import InputError
+from lpnet.recall import KINDS, WarmStates
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """Weights of the terms that are added to the loss.
+
+    Args:
+        tikhonov: of the weights of all layers.
+        ddt: of the derivative of the weights along the layers, which keeps them smooth in the layer index.
+        classifier: of the weights of the classifier.
+    """
+
+    tikhonov: float = 0.0
+    ddt: float = 0.0
+    classifier: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, value in dataclasses.asdict(self).items():
+            require(value is not None, f"regularizer.{key}", value, "a number")
+            number(f"regularizer.{key}", value)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is done, and for how long.
+
+    Args:
+        method: gradient (forward and adjoint solves in each step of an optimizer), or simultaneous (one-shot: the
+            weights are updated while states and adjoints converge).
+        steps: number of updates; null: epochs are given.
+        epochs: number of passes over the training examples, instead of steps.
+        batch: examples of a mini-batch; null: all of them in each step.
+        validate_every: steps between two exact evaluations (there is always one at the end); null: only that one.
+    """
+
+    method: Literal["gradient", "simultaneous"] = "gradient"
+    steps: int | None = 200
+    epochs: int | None = None
+    batch: int | None = None
+    validate_every: int | None = 50
+
+    def __post_init__(self) -> None:
+        one_of("training.method", self.method, ("gradient", "simultaneous"))
+        for key in ("steps", "epochs", "batch", "validate_every"):
+            whole(f"training.{key}", getattr(self, key), 1)
+        if self.steps is not None and self.epochs is not None:
+            given = f"{self.steps} steps and {self.epochs} epochs"
+            raise InputError(f"training.steps, training.epochs: {given} given, only one of the two allowed")
+        if self.steps is None and self.epochs is None:
+            raise InputError("training.steps, training.epochs: null given for both, a number for one of the two needed")
+
+    def total_steps(self, examples: int) -> int:
+        """Number of updates for so many training examples."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * -(-examples // (self.batch or examples))
+
+
+@dataclass(frozen=True)
+class Control:
+    """Error control of the gradient.
+
+    Args:
+        gradient_tol: largest relative error of the gradient, above 0 and below 1; null: no control with method
+            gradient, 0.2 with method simultaneous.
+        every: steps between two checks.
+        plan_ranks: number of ranks for which cycles and the exact chain are weighed against each other, whatever the
+            number of ranks of the run.
+    """
+
+    gradient_tol: float | None = None
+    every: int = 50
+    plan_ranks: int = 32
+
+    def __post_init__(self) -> None:
+        tol = self.gradient_tol
+        ok = isinstance(tol, int | float) and not isinstance(tol, bool) and 0 < tol < 1
+        require(ok or tol is None, "control.gradient_tol", tol, "a number above 0 and below 1")
+        for key in ("every", "plan_ranks"):
+            require(getattr(self, key) is not None, f"control.{key}", None, "a whole number of at least 1")
+            whole(f"control.{key}", getattr(self, key), 1)
+
+    def options(self) -> Adaptive | None:
+        """The options of `lpnet.Adaptive`; None: no control."""
+        return None if self.gradient_tol is None else Adaptive(self.gradient_tol, self.every, self.plan_ranks)
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What method simultaneous keeps, and when it stops.
+
+    Args:
+        warm: what mini-batches start from: examples (the defects of each example), class (their means over a class),
+            none (coarse starts), auto (what measures best).
+        limit_mib: most memory for the defects of all examples of mini-batches on one rank, in MiB.
+        scratch: folder for an HDF5 file that holds them instead; null: in memory.
+        tol: stop as soon as the residuals of state and adjoint, and the gradient relative to the first, are at most
+            this, above 0 and below 1; null: do all steps.
+    """
+
+    warm: Literal["auto", "examples", "class", "none"] = "auto"
+    limit_mib: float = 1024.0
+    scratch: str | None = None
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("oneshot.warm", self.warm, KINDS)
+        require(self.limit_mib is not None, "oneshot.limit_mib", None, "a finite number above 0")
+        positive("oneshot.limit_mib", self.limit_mib)
+        ok = isinstance(self.tol, int | float) and not isinstance(self.tol, bool) and 0 < self.tol < 1
+        require(ok or self.tol is None, "oneshot.tol", self.tol, "a number above 0 and below 1")
+
+    def options(self, examples: int | None) -> WarmStates:
+        """The options of `lpnet.OneShot` for so many examples; None: no mini-batches."""
+        return WarmStates(self.warm, examples, self.limit_mib, self.scratch)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how the run is done.
+
+    Args:
+        dir: folder for the results, new or empty; null: a new one, runs/PRESET-TIME.
+        seed: seed of weights, data and the order of examples.
+        device: cpu or cuda (cuda:1, …).
+        dtype: float32 or float64.
+        deterministic: use deterministic algorithms of torch only.
+        threads: threads per rank; null: OMP_NUM_THREADS if set, else the cores divided by the ranks of the machine.
+        progress: show a progress bar; null: if standard error is a terminal.
+    """
+
+    dir: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "float64"] = "float32"
+    deterministic: bool = False
+    threads: int | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        require(self.dir is None or bool(self.dir.strip()), "run.dir", self.dir, "the name of a folder")
+        ok = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**63
+        require(ok, "run.seed", self.seed, "a whole number of at least 0 and below 2^63")
+        one_of("run.dtype", self.dtype, DTYPES)
+        whole("run.threads", self.threads, 1)
+        _check_device(self.device)
+
+
+def _check_device(name: str) -> None:
+    devices = ("cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
+    available = devices if torch.cuda.is_available() else ("cpu",)
+    one_of("run.device", name, available, " on this machine")
