@@ -7,6 +7,7 @@ how to do a stage, to undo it from the tape, and to pull a cotangent back throug
     add      target += w f_j(source), with what the pull needs written to the tape
     remove   target −= w f_j(source), from the tape alone
     pull     source_bar += w (∂f_j/∂y)ᵀ target_bar,   grad_j += w (∂f_j/∂θ)ᵀ target_bar
+    tangent  target_dot += w (∂f_j/∂y source_dot + ∂f_j/∂θ δθ_j)
 
 so one tensor per stage and layer is kept: states are rebuilt backwards from the tape, by subtraction.
 
@@ -54,8 +55,12 @@ class Field(Protocol):
     def pull_grad(
         self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any
     ) -> None: ...
+    def tangent(self, j: int, source: Slot, dot: Tensor, target_dot: Tensor, w: float, kept: Any, delta: Any) -> None:
+        """`delta`: change of the stacked weights as the field holds them (`Stack.directions`); None for none."""
+
     def batch(self, parts: range, y: Tensor) -> tuple[Tensor, Any]: ...
     def batch_pull(self, parts: range, bar: Tensor, kept: Any) -> Tensor: ...
+    def batch_tangent(self, parts: range, y: Tensor, dot: Tensor, kept: Any, delta: Any) -> Tensor: ...
     def reset_grads(self) -> None: ...
     def grads(self) -> list[Tensor]: ...
 
@@ -160,6 +165,28 @@ class DenseField:
         self._G[j].addmm_(d, source.turned, beta=keep, alpha=w)
         source_bar.addmm_(self.At[j], d, alpha=w)
 
+    def tangent(
+        self,
+        j: int,
+        source: Slot,
+        dot: Tensor,
+        target_dot: Tensor,
+        w: float,
+        kept: Tensor,
+        delta: DenseWeights | None,
+    ) -> None:
+        w = self.sign * w
+        u_dot = torch.mm(self.At[j].t(), dot)
+        if delta is not None:
+            u_dot.addmm_(delta.A[j], source.full)
+        a_dot = self.activation.pull(u_dot, kept, torch.empty_like(kept))
+        if self.C is None:
+            target_dot.add_(a_dot, alpha=w)
+            return
+        target_dot.addmm_(self.C[j], a_dot, alpha=w)
+        if delta is not None and delta.C is not None:
+            target_dot.addmm_(delta.C[j], self.activation.value(kept), alpha=w)
+
     def reset_grads(self) -> None:
         """Forget the weight gradients; the next pull of a layer overwrites what is there."""
         if not self._grad:
@@ -188,3 +215,20 @@ class DenseField:
             bar = torch.bmm(self.C_stack[parts.start : parts.stop].transpose(1, 2), bar)
         d = self.activation.pull(bar, kept, torch.empty_like(kept))
         return self.sign * torch.bmm(self.A_stack[parts.start : parts.stop, :, :-1].transpose(1, 2), d)
+
+    def batch_tangent(
+        self, parts: range, y: Tensor, dot: Tensor, kept: Tensor, delta: DenseWeights | None
+    ) -> Tensor:
+        """J dot + (∂f/∂θ) δθ of several parts at once, at y, both (s or 1, width, batch)."""
+        at = slice(parts.start, parts.stop)
+        count = len(parts)
+        u_dot = torch.bmm(self.A_stack[at, :, :-1], dot.expand(count, -1, -1))
+        if delta is not None:
+            A = delta.A[at]
+            u_dot += torch.baddbmm(A[:, :, -1:], A[:, :, :-1], y.expand(count, -1, -1))
+        a_dot = self.activation.pull(u_dot, kept, torch.empty_like(kept))
+        if self.C_stack is not None:
+            a_dot = torch.bmm(self.C_stack[at], a_dot)
+            if delta is not None and delta.C is not None:
+                a_dot += torch.bmm(delta.C[at], self.activation.value(kept))
+        return self.sign * a_dot

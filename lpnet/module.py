@@ -22,6 +22,7 @@ from lpnet.engine import Engine, Prepared
 from lpnet.errors import InputError
 from lpnet.gradient import Propagate
 from lpnet.hierarchy import bounds
+from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.slab import Comm, Slab, as_comm
@@ -152,12 +153,17 @@ class LayerParallel(nn.Module):
         tracked = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in theta.values()))
         return Propagate.apply(self, tracked, y, *theta.values())
 
-    def _prepare(self, y: Tensor) -> Prepared:
-        """The weights ready to run.
+    def linearize(self, y: Tensor) -> Linearization:
+        """y_N at y_0 = y, and products with its Jacobian (in y and the weights) and the transpose; collective."""
+        self._stack.check_input(y)
+        return Linearization(self, y)
+
+    def _prepare(self, y: Tensor, copied: bool = False) -> Prepared:
+        """The weights ready to run; `copied`: whatever becomes of the parameters later.
 
         Made anew at every call: a change of the weights cannot be told reliably (``p.data``), and this is small work.
         """
-        theta = {name: p.detach() for name, p in self.theta.items()}
+        theta = {name: p.detach().clone() if copied else p.detach() for name, p in self.theta.items()}
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))

@@ -8,6 +8,7 @@ the adjoint, another one at the next call of the trunk, which draws the seed.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,6 +123,25 @@ class ModuleField:
             grad[j].mul_(float(j in self._touched)).add_(bar, alpha=w)
         self._touched.add(j)
 
+    def tangent(
+        self,
+        j: int,
+        source: Slot,
+        dot: Tensor,
+        target_dot: Tensor,
+        w: float,
+        kept: Any,
+        delta: dict[str, Tensor] | None,
+    ) -> None:
+        target_dot.add_(self._tangent(j, source.view, dot, delta), alpha=w)
+
+    def _tangent(self, j: int, y: Tensor, dot: Tensor, delta: dict[str, Tensor] | None) -> Tensor:
+        theta = self._weights(j)
+        if delta is None:
+            return torch.func.jvp(lambda y: self._evaluate(j, theta, y), (y,), (dot,))[1]
+        theta_dot = {name: stack[j] for name, stack in delta.items()}
+        return torch.func.jvp(partial(self._evaluate, j), (theta, y), (theta_dot, dot))[1]
+
     def reset_grads(self) -> None:
         """Forget the weight gradients; the next pull of a layer overwrites what is there."""
         if not self._grads:
@@ -145,3 +165,10 @@ class ModuleField:
         if not k.requires_grad:
             return torch.zeros_like(ys)
         return torch.autograd.grad(k, [ys], bar, retain_graph=True, materialize_grads=True, allow_unused=True)[0]
+
+    def batch_tangent(
+        self, parts: range, y: Tensor, dot: Tensor, kept: Any, delta: dict[str, Tensor] | None
+    ) -> Tensor:
+        """J dot + (∂f/∂θ) δθ of several parts."""
+        ys, dots = (t.expand(len(parts), *t.shape[1:]) for t in (y, dot))
+        return torch.stack([self._tangent(j, ys[i], dots[i], delta) for i, j in enumerate(parts)])

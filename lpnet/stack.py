@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.func import functional_call
 from lpnet.activations import ACTIVATIONS
 from lpnet.dynamics import Dynamics
 from lpnet.errors import InputError
-from lpnet.fields import DenseField, Field
+from lpnet.fields import DenseField, DenseWeights, Field
 from lpnet.module_field import ModuleField
 from lpnet.steppers import REGISTRY as STEPPERS
 from lpnet.steppers import Stepper
@@ -90,6 +91,18 @@ class Stack:
         bars = [grad for field in fields.values() for grad in field.grads()]
         found = torch.autograd.grad(made, list(leaves.values()), bars, materialize_grads=True, allow_unused=True)
         return [g.clone() for g in found]  # some are views of the fields' buffers, which the next adjoint overwrites
+
+    def directions(self, theta: Weights, delta: Weights) -> dict[str, Any]:
+        """The change of each term's weights, as its field holds them, for the change `delta` of the stacked weights."""
+        if not isinstance(self.module, Dynamics):
+            return dict.fromkeys(self.terms, delta)
+        dense = self.module.dense
+
+        def tensors(theta: Weights) -> dict[str, tuple[Tensor, ...]]:
+            return {term: (w.A,) if w.C is None else (w.A, w.C) for term, w in dense(theta).items()}
+
+        dots = torch.func.jvp(tensors, (theta,), (delta,))[1]
+        return {term: DenseWeights(*dot) for term, dot in dots.items()}
 
     def initial(self, init: str, seed: int, layers: range) -> Weights:
         """Stacked weights of some layers, equal in all layers ("constant") or drawn from (seed, layer) ("random").

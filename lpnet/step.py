@@ -75,7 +75,7 @@ class Trunk(Protocol):
     def local_layers(self) -> range: ...
     @property
     def theta(self) -> dict[str, nn.Parameter]: ...
-    def _prepare(self, y: Tensor) -> Prepared: ...
+    def _prepare(self, y: Tensor, copied: bool = False) -> Prepared: ...
 
 
 @dataclass
@@ -96,8 +96,8 @@ class Gradient:
 class Step:
     """The solves of one call of a trunk: one version of the weights, one input, and what to start from."""
 
-    def __init__(self, trunk: Trunk, y: Tensor) -> None:
-        self.trunk, self.prepared, self.wanted = trunk, trunk._prepare(y), True
+    def __init__(self, trunk: Trunk, y: Tensor, copied: bool = False) -> None:
+        self.trunk, self.prepared, self.wanted = trunk, trunk._prepare(y, copied), True
         self.field = next(iter(self.prepared.layers.fields.values()))
         self.x = self._packed(y)
         self.z = self.x
