@@ -250,6 +250,33 @@ class Slab:
         rows = local.detach().cpu().contiguous().numpy()
         return torch.from_numpy(self.comm.allgather(rows, self.counts)).to(local.device)
 
+    def to_columns(self, local: Tensor) -> Tensor:
+        """This rank's share of the columns, with all layers: (n, c) -> (N, c_r); collective."""
+        cuts, comm = partition(local.shape[1], self.comm.size), self.comm
+        for r, (a, b) in enumerate(pairwise(cuts)):
+            if r != comm.rank and len(local) and b > a:
+                comm.send(local[:, a:b], r)
+        a, b = cuts[comm.rank], cuts[comm.rank + 1]
+        parts = [local[:, a:b] if r == comm.rank else local.new_empty(n, b - a) for r, n in enumerate(self.counts)]
+        for r, part in enumerate(parts):
+            if r != comm.rank and part.numel():
+                parts[r] = comm.recv(part, r)
+        return torch.cat(parts)
+
+    def to_layers(self, columns: Tensor, c: int) -> Tensor:
+        """The inverse of `to_columns`: (N, c_r) -> (n, c) of c columns in all; collective."""
+        cuts, comm = partition(c, self.comm.size), self.comm
+        mine = columns[self.lo : self.hi]
+        for r, (a, b) in enumerate(pairwise(self.starts)):
+            if r != comm.rank and b > a and columns.shape[1]:
+                comm.send(columns[a:b], r)
+        widths = [b - a for a, b in pairwise(cuts)]
+        parts = [mine if r == comm.rank else mine.new_empty(len(mine), w) for r, w in enumerate(widths)]
+        for r, part in enumerate(parts):
+            if r != comm.rank and part.numel():
+                parts[r] = comm.recv(part, r)
+        return torch.cat(parts, dim=1)
+
     def sums(self, per_layer: Tensor) -> Tensor:
         """Sum (n, k) over all layers in float64 and in layer order: (k,), the same bits for every P; collective."""
         rows = per_layer.detach().to("cpu", torch.float64).numpy()

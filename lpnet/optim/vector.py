@@ -5,8 +5,10 @@
 Sums and multiples of vectors are local; inner products are collective, and the same bits for every number of ranks.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ from lpnet.sharded import dots, slab_of
 
 Vector = list[Tensor]
 
-__all__ = ["Vector", "assign", "axpy", "combination", "copies", "dot", "dots", "gradients", "norm", "of_rank_0"]
+__all__ = [
+    "Vector", "assign", "axpy", "combination", "copies", "dot", "dots", "gradients", "largest", "norm", "of_rank_0"
+]  # fmt: skip
 
 
 def copies(v: Iterable[Tensor]) -> Vector:
@@ -58,6 +62,14 @@ def dot(parameters: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor]) 
 def norm(parameters: Sequence[Tensor], a: Sequence[Tensor]) -> float:
     """|a| over all ranks; collective."""
     return dot(parameters, a, a) ** 0.5
+
+
+def largest(parameters: Iterable[Tensor], v: Sequence[Tensor]) -> float:
+    """|v|_∞ over all ranks, not a number where an entry is none; collective."""
+    mine = max((t.abs().max().item() for t in v if t.numel()), default=0.0)
+    mine = math.nan if any(bool(t.isnan().any()) for t in v) else mine
+    slab = next((slab for slab in map(slab_of, parameters) if slab is not None), None)
+    return mine if slab is None else float(slab.comm.allgather(np.array([mine]), [1] * slab.comm.size).max())
 
 
 def of_rank_0(parameters: Iterable[Tensor], values: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""Gauss–Newton on several ranks takes the steps of one: the same counts, the same weights to rounding."""
+
+import numpy as np
+import pytest
+import torch
+from descent import flat
+from linearization import Slow
+from reference import normal, trunk
+from test_optim_problem import LABEL, Decay, chain
+
+import lpnet
+from lpnet.optim import DCT, GaussNewton, vector
+from lpnet.sharded import slab_of
+from lpnet.slab import Comm
+
+pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
+
+
+@pytest.fixture(autouse=True)
+def _linearized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lpnet.LayerParallel, "linearize", lambda self, y: Slow(self, y), raising=False)
+
+
+@pytest.mark.parametrize("layers", [2, 7])
+def test_the_steps_are_those_of_one_rank(layers: int, comm: Comm) -> None:
+    runs = []
+    for ranks in (comm, Comm()):
+        net = chain(layers, ranks)
+        gn = GaussNewton(net, lr=2.0, penalties=[Decay(net[1], 1e-2)])
+        reports = [gn.step_on(normal(6, 2), LABEL) for _ in range(4)]
+        weights = [p.detach() if slab_of(p) is None else slab_of(p).gather(p) for p in net.parameters()]
+        runs.append((reports, weights))
+    (reports, mine), (expected, twin) = runs
+    for one, other in zip(reports, expected, strict=True):
+        counts = [(r.pcg.iterations, r.pcg.stop, r.evaluations, r.accepted, r.fell_back, r.work) for r in (one, other)]
+        assert counts[0] == counts[1]
+        values = [(r.before, r.after, r.step, r.gradient_norm) for r in (one, other)]
+        np.testing.assert_allclose(*values, rtol=1e-8)
+    assert sum(r.evaluations for r in reports) > len(reports)
+    np.testing.assert_allclose(flat(mine), flat(twin), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 11])
+@pytest.mark.parametrize("width", [1, 3])
+def test_the_preconditioner_is_that_of_one_rank(layers: int, width: int, comm: Comm) -> None:
+    whole = [normal(layers, width, width), normal(layers, width, seed=1)]
+    one, alone = (trunk("dense", layers, width=width, comm=ranks) for ranks in (comm, Comm()))
+    mine = slice(one._slab.lo, one._slab.hi)
+    found = DCT(one, 0.3, 0.1).apply([t[mine] for t in whole])
+    expected = DCT(alone, 0.3, 0.1).apply(whole)
+    for t, s in zip(found, expected, strict=True):
+        np.testing.assert_allclose(t, s[mine], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("layers", "columns"), [(1, 3), (5, 1), (7, 10)])
+def test_columns_and_layers(layers: int, columns: int, comm: Comm) -> None:
+    slab = lpnet.slab.Slab(layers, comm)
+    whole = normal(layers, columns)
+    local = whole[slab.lo : slab.hi]
+    share = slab.to_columns(local)
+    cuts = lpnet.slab.partition(columns, comm.size)
+    assert torch.equal(share, whole[:, cuts[comm.rank] : cuts[comm.rank + 1]])
+    assert torch.equal(slab.to_layers(share, columns), local)
+
+
+def test_the_largest_entry_is_that_of_all_ranks(comm: Comm) -> None:
+    one = trunk("dense", 5, comm=comm)
+    v = [torch.full_like(p, float(comm.rank)) for p in one.parameters()]
+    busy = max(r for r, n in enumerate(one._slab.counts) if n)
+    assert vector.largest(list(one.parameters()), v) == busy
+    bad = [torch.full_like(t, np.nan) if comm.rank == 0 else t for t in v]
+    assert np.isnan(vector.largest(list(one.parameters()), bad))
