@@ -30,7 +30,7 @@ from lpnet.hierarchy import Level
 from lpnet.mgrit import CoarseStep, Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.slab import Comm, Slab
-from lpnet.steppers import Picard, Program, Stepper
+from lpnet.steppers import Picard, Program, Stepper, evaluations, stages_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Run(NamedTuple):
     @property
     def lift(self) -> Time:
         """The lift of the input, or its adjoint, for which it is evaluated again."""
-        share = len(self.stepper.lift(1.0)) / len(self.stepper.stages(1.0))
+        share = len(stages_of(self.stepper.lift(1.0))) / len(stages_of(self.stepper.stages(1.0)))
         once = self.costs.fine + (self.costs.pull if self.adjoint else 0.0)
         return Time(share * once, share * (once + self.gradient))
 
@@ -136,14 +136,14 @@ class Run(NamedTuple):
         assert isinstance(self.options, MGRIT)
         cut = [tuple(q - p for p, q in parts(span, self.options.samples)) for span in spans]
         programs = {lengths: self.stepper.coarse(lengths, 1.0, self.options) for lengths in set(cut)}
-        stages = len(self.stepper.stages(1.0))
-        evaluations = {lengths: self._evaluations(program) / stages for lengths, program in programs.items()}
-        return [evaluations[lengths] * layer + self.costs.overhead for lengths in cut]
+        stages = len(stages_of(self.stepper.stages(1.0)))
+        count = {lengths: self._evaluations(program) / stages for lengths, program in programs.items()}
+        return [count[lengths] * layer + self.costs.overhead for lengths in cut]
 
     def _evaluations(self, program: Program) -> float:
         if isinstance(program, Picard):
             return program.passes * (1 + (len(program.lengths) - 1) * self.costs.batched)
-        return len(program)
+        return evaluations(program)
 
 
 class _Ranks(Comm):

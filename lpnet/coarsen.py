@@ -1,20 +1,23 @@
-"""Coarse steps of a level from the weights of the layers: θ̄ of each part of each span.
+"""Coarse steps of a level from the weights of the layers, by the rows of coefficients that their stepper asks for.
 
-A coarse step spans the layers a, …, b − 1, cut into s parts; θ̄ is the mean of a part's weights, or (injection) those of
-its first layer. Where a span lies on several ranks, each sends its share to the rank that owns the step.
+    θ_row = Σ_j c_{row, j} θ_j        j = a, …, b − 1 the layers of a step's span, such as their mean
+
+Where a span lies on several ranks, each sends its share to the rank that owns the step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet.options import MGRIT
 from lpnet.slab import Slab
 
 Span = tuple[int, int]
 Weights = dict[str, Tensor]
+Rows = Callable[[Span], np.ndarray]
+"""Coefficients (rows, layers of the span) of the weights of a coarse step."""
 
 
 def parts(span: Span, samples: int) -> list[Span]:
@@ -25,49 +28,41 @@ def parts(span: Span, samples: int) -> list[Span]:
     return list(pairwise(cuts))
 
 
-def _share(stack: Tensor, lo: int, part: Span, inject: bool) -> Tensor | None:
-    """This rank's share of θ̄ of a part; None if it has none. `stack` holds the layers from lo on."""
-    p, q = part
-    first, end = max(p, lo), min(q, lo + len(stack))
-    if inject:
-        return stack[p - lo] if first == p < end else None
-    return stack[first - lo : end - lo].sum(0) / (q - p) if first < end else None
+def _share(stack: Tensor, lo: int, span: Span, rows: np.ndarray) -> Tensor:
+    """What this rank's layers bring to the weights of a step, (rows, ...); `stack` holds the layers from lo on."""
+    a, b = span
+    first, end = max(a, lo), min(b, lo + len(stack))
+    if first >= end:
+        return stack.new_zeros(len(rows), *stack.shape[1:])
+    own = torch.from_numpy(rows[:, first - a : end - a]).to(stack)
+    return torch.tensordot(own, stack[first - lo : end - lo], 1)
 
 
-def _shares(stack: Tensor, lo: int, spans: Sequence[Span], options: MGRIT) -> Tensor:
-    """Shares of all parts of some spans, (parts, ...)."""
-    cut = [part for span in spans for part in parts(span, options.samples)]
-    shares = [_share(stack, lo, part, options.coarse_weights == "inject") for part in cut]
-    zero = stack.new_zeros(stack.shape[1:])
-    return torch.stack([zero if share is None else share for share in shares])
-
-
-def restrict(theta: Weights, spans: Sequence[Span], owners: Sequence[int], slab: Slab, options: MGRIT) -> Weights:
-    """Weights of all parts of this rank's coarse steps, name -> (parts, ...); collective if spans cross ranks.
+def restrict(theta: Weights, spans: Sequence[Span], owners: Sequence[int], slab: Slab, rows: Rows) -> Weights:
+    """Weights of all of this rank's coarse steps, name -> (rows of all steps, ...); collective if spans cross ranks.
 
     Args:
         theta: local layers' weights, name -> (n, ...).
         spans: the layers of every step of the level.
         owners: the rank of every step.
         slab: who owns the layers.
-        options: samples and kind of coarse weights.
+        rows: coefficients for a span.
     """
     comm, lo = slab.comm, slab.lo
-    mine = [span for span, owner in zip(spans, owners, strict=True) if owner == comm.rank]
     for span, owner in zip(spans, owners, strict=True):
         if owner != comm.rank and span[0] < slab.hi and span[1] > lo:
             for stack in theta.values():
-                comm.send(_shares(stack, lo, [span], options), owner)
-    if not mine:
-        return {}
-    found = {name: _shares(stack, lo, mine, options) for name, stack in theta.items()}
-    row = 0
-    for span in mine:
-        count = len(parts(span, options.samples))
+                comm.send(_share(stack, lo, span, rows(span)), owner)
+    found: dict[str, list[Tensor]] = {name: [] for name in theta}
+    for span, owner in zip(spans, owners, strict=True):
+        if owner != comm.rank:
+            continue
+        shares = {name: _share(stack, lo, span, rows(span)) for name, stack in theta.items()}
         for source in range(slab.owner(span[0]), slab.owner(span[1] - 1) + 1):
             if source == comm.rank or not slab.counts[source]:
                 continue
-            for stack in found.values():
-                stack[row : row + count] += comm.recv(stack[row : row + count], source)
-        row += count
-    return found
+            for share in shares.values():
+                share += comm.recv(share, source)
+        for name, share in shares.items():
+            found[name].append(share)
+    return {name: torch.cat(shares) for name, shares in found.items() if shares}

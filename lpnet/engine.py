@@ -7,6 +7,7 @@ Broadcasts carry (batch, *features) once each; everything else stays on its slab
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from lpnet import hierarchy
+from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import Span, Weights, parts, restrict
 from lpnet.fields import Field
 from lpnet.mgrit import Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.propagator import CoarseSteps, Layers, Tape
+from lpnet.propagator import STORED, How, Layers
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
+from lpnet.tape import Tape
 
 MakeFields = Callable[[Weights, Sequence[int]], dict[str, Field]]
 """(stacked weights, layer to which each of them belongs) -> fields."""
@@ -104,15 +107,15 @@ class Direction:
 class Engine:
     """Solves for one trunk: N layers with step h = T/N on a slab."""
 
-    def __init__(self, stepper: Stepper, h: float, slab: Slab) -> None:
-        self.stepper, self.h, self.slab = stepper, h, slab
+    def __init__(self, stepper: Stepper, h: float, slab: Slab, how: How = STORED) -> None:
+        self.stepper, self.h, self.slab, self.how = stepper, h, slab, how
         self.comm: Comm = slab.comm
         self.ahead, self.back = Direction(slab, False), Direction(slab, True)
 
     def prepare(self, theta: Weights, fields: MakeFields) -> Prepared:
         """Layers of these local weights, name -> (n, ...)."""
         lo, hi = self.slab.lo, self.slab.hi
-        layers = Layers(self.stepper, fields(theta, range(lo, hi)), self.h, lo, hi - lo)
+        layers = Layers(self.stepper, fields(theta, range(lo, hi)), self.h, lo, hi - lo, self.how)
         return Prepared(theta, layers, fields)
 
     # ---- forward -------------------------------------------------------------------------------------------------
@@ -189,15 +192,25 @@ class Engine:
         owners = direction.owners(spans)
         key = (tuple(spans), tuple(owners), options.samples, options.passes, options.coarse, options.coarse_weights)
         if key not in prepared.coarse:
-            theta = restrict(prepared.theta, spans, owners, self.slab, options)
+            rows = partial(self.rows, options)
+            theta = restrict(prepared.theta, spans, owners, self.slab, rows)
             mine = [k for k, owner in enumerate(owners) if owner == self.comm.rank]
-            cuts = [parts(spans[k], options.samples) for k in mine]
-            programs = [self.stepper.coarse(tuple(b - a for a, b in cut), self.h, options) for cut in cuts]
-            first = [a for cut in cuts for a, _ in cut]
-            prepared.coarse[key] = (
-                CoarseSteps(self.stepper.memory, prepared.fields(theta, first), programs, mine[0]) if mine else None
-            )
+            own = [spans[k] for k in mine]
+            prepared.coarse[key] = self._steps(prepared.fields, theta, own, options, mine[0]) if mine else None
         return prepared.coarse[key]
+
+    def _steps(
+        self, fields: MakeFields, theta: Weights, spans: list[Span], options: MGRIT, first: int
+    ) -> CoarseSteps:
+        """The coarse steps over these spans with weights theta; random layers draw as the first layer of each row."""
+        programs = [self.stepper.coarse(_lengths(span, options), self.h, options) for span in spans]
+        layers = [[span[0] + int(row.argmax()) for row in np.abs(self.rows(options, span))] for span in spans]
+        made = fields(theta, [layer for rows in layers for layer in rows])
+        return CoarseSteps(self.stepper.memory, made, programs, [len(rows) for rows in layers], first)
+
+    def rows(self, options: MGRIT, span: Span) -> np.ndarray:
+        """Coefficients of the weights of a coarse step over a span of layers."""
+        return self.stepper.rows(_lengths(span, options), options)
 
     def _total(
         self, direction: Direction, bounds: list[tuple[int, ...]]
@@ -287,7 +300,8 @@ class Engine:
         coarse = [self._coarse(prepared, back, bound, options) for bound in bounds[1:]]
         for steps, bound in zip(coarse, bounds[1:], strict=True):
             self._linearize(steps, layers, tape, bound, z)
-        tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
+        if self.how.store != "cpoints":
+            tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
         pulls = [_reversed_pull(c, len(b) - 2) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
         fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
         solver = Solver(options, levels, fine, pulls, self.comm)
@@ -315,6 +329,11 @@ class Engine:
                 continue
             source = self.slab.owner(a)
             steps.linearize(k, layers.state(a, tape) if source == rank else self.comm.recv(like, source))
+
+
+def _lengths(span: Span, options: MGRIT) -> tuple[int, ...]:
+    """Numbers of layers of the parts of a span."""
+    return tuple(b - a for a, b in parts(span, options.samples))
 
 
 def _carry(solver: Solver) -> list[Tensor]:

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.coarse_steps import CoarseSteps
 from lpnet.cost import Costs
 from lpnet.engine import Prepared
 from lpnet.fields import Field
 from lpnet.module import LayerParallel
 from lpnet.options import MGRIT
-from lpnet.propagator import CoarseSteps, Layers
+from lpnet.propagator import Layers
 from lpnet.slab import Comm
 from lpnet.stack import seed_of
-from lpnet.steppers import Picard, Program
+from lpnet.steppers import Picard, Program, Stage, evaluations, stages_of
 
 SEGMENT, PARTS, SHARE, LAYERS = 16, 8, 4, 256
 """Layers of an interval, parts of a coarse step, parts of the batch, and layers at most in the measurements."""
@@ -96,11 +97,11 @@ def _steps(trunk: LayerParallel, prepared: Prepared, batch: Tensor, ranks: int) 
     run, pull, graded = t["run"] / n, t["pull"] / n, t["graded"] / n
     Q, share = len(parts), (t["part run"] + t["part graded"]) / (t["run"] + t["graded"])
     fixed = min(1.0, max(0.0, (share - 1 / Q) / (1 - 1 / Q))) if Q > 1 else 0.0
-    both = (run + pull) / len(prepared.layers.stages)
-    overhead = max(0.0, t["cheap"] - both * _depth(cheap)) / 2
+    both = (run + pull) / len(stages_of(prepared.layers.program))
+    overhead = max(0.0, t["cheap"] - both * evaluations(cheap)) / 2
     batched = 1.0
     if isinstance(many, Picard) and len(many.lengths) > 1:
-        once = max(0.0, t["many"] - 2 * overhead) / (both * _depth(many))
+        once = max(0.0, t["many"] - 2 * overhead) / (both * evaluations(many))
         batched = max(0.0, once - 1) / (len(many.lengths) - 1)
     gradient = max(0.0, graded - pull) + t["once"] / prepared.layers.n
     return run, pull, gradient, fixed, overhead, batched
@@ -113,13 +114,9 @@ def _once(trunk: LayerParallel, batch: Tensor) -> None:
     trunk._stack.gradients(dict(trunk.theta), dict(prepared.layers.fields))
 
 
-def _depth(program: Program) -> int:
-    return program.passes if isinstance(program, Picard) else len(program)
-
-
 def _solves(layers: Layers, n: int, x: Tensor) -> dict[str, Act]:
     """The first n layers forward, and pulled back without and with weight gradients, in intervals."""
-    own = Layers(layers.stepper, layers.fields, layers.h, layers.lo, n)  # keeps memory for states of this shape
+    own = layers.first(n)  # keeps memory for states of this shape
     a, b = layers.lo, layers.lo + n
 
     def run() -> object:
@@ -142,8 +139,10 @@ def _solves(layers: Layers, n: int, x: Tensor) -> dict[str, Act]:
 
 
 def _coarse(layers: Layers, program: Program, x: Tensor) -> Act:
-    """A coarse step, linearised and pulled back."""
-    steps = CoarseSteps(layers.stepper.memory, layers.fields, [program], 0)
+    """A coarse step with weights of the first layers, linearised and pulled back."""
+    if not isinstance(program, Picard):  # which may have more weights than there are layers here
+        program = tuple(s._replace(part=s.part % layers.n) if isinstance(s, Stage) else s for s in program)
+    steps = CoarseSteps(layers.stepper.memory, layers.fields, [program], [layers.n], 0)
 
     def both() -> object:
         steps.linearize(0, x)

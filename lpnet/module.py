@@ -25,6 +25,7 @@ from lpnet.hierarchy import bounds
 from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.propagator import How, Store
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stack import Stack, seed_of
 from lpnet.step import Infos, Repeat, Trial
@@ -45,7 +46,10 @@ class LayerParallel(nn.Module):
         comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
         init: initial weights "constant" in the layer index, or "random".
         dtype, device: of the weights; float32 or float64.
-        gradient, store: kept for the continuous adjoint and recomputed states; for now only "discrete" and "all".
+        gradient: "discrete" (the adjoint of the discretisation: the gradient of what is computed) or "continuous"
+            (the adjoint equation discretised on its own, whose gradient differs from it by O(h); Euler only).
+        store: what the adjoint finds of the states: "all", "cpoints" (a segment is run again when it is pulled back)
+            or "reverse" (reversible steppers undo their steps; with `Serial` memory does not depend on N).
         control: `lpnet.Adaptive` chooses the cycles of training steps; None: the solvers as they are.
 
     Shapes: (batch, *features) to the same; the same on every rank.
@@ -68,15 +72,14 @@ class LayerParallel(nn.Module):
         init: Literal["constant", "random"] = "constant",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        gradient: Literal["discrete"] = "discrete",
-        store: Literal["all"] = "all",
+        gradient: Literal["discrete", "continuous"] = "discrete",
+        store: Store = "all",
         control: Adaptive | None = None,
     ) -> None:
         super().__init__()
-        for key, given, only in (("gradient", gradient, "discrete"), ("store", store, "all")):
-            if given != only:
-                raise InputError(f"{key}: {given!r} given, only {only!r} allowed in this version")
         self.stepper = stepper if stepper is not None else Euler()
+        _check_adjoint(self.stepper, gradient, store)
+        self.store, self.gradient = store, gradient
         self.forward_solver = forward if forward is not None else MGRIT()
         self.adjoint_solver = adjoint if adjoint is not None else MGRIT()
         _check(layers, T, seed, init)
@@ -93,7 +96,7 @@ class LayerParallel(nn.Module):
         self._stack.module.to(device=device, dtype=dtype)
         unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
         self._slab = Slab(layers, self.comm, unit)
-        self._engine = Engine(self.stepper, self.h, self._slab)
+        self._engine = Engine(self.stepper, self.h, self._slab, How(store, gradient == "continuous"))
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
         self._add_weights(init)
@@ -244,6 +247,21 @@ def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
         warnings.warn(
             f"lpnet: {comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level",
             stacklevel=3,
+        )
+
+
+def _check_adjoint(stepper: Stepper, gradient: str, store: str) -> None:
+    name = type(stepper).__name__
+    if gradient not in ("discrete", "continuous"):
+        raise InputError(f"gradient: {gradient!r} given, one of discrete, continuous allowed")
+    if store not in ("all", "cpoints", "reverse"):
+        raise InputError(f"store: {store!r} given, one of all, cpoints, reverse allowed")
+    if gradient == "continuous" and not stepper.continuous:
+        raise InputError(f"gradient: 'continuous' given with {name}, only 'discrete' allowed (or the stepper Euler)")
+    if store == "reverse" and not stepper.reversible:
+        raise InputError(
+            f"store: 'reverse' given with {name}, which is not reversible; 'all' or 'cpoints' allowed (or the steppers "
+            "Verlet and Leapfrog)"
         )
 
 

@@ -95,7 +95,7 @@ class ModuleField:
         tape[at] = (y, k)
         target.view.add_(k.detach(), alpha=w)
 
-    def remove(self, j: int, target: Slot, w: float, tape: list[Any], at: int) -> None:
+    def remove(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
         target.view.sub_(tape[at], alpha=w)
 
     def pull(self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any) -> None:

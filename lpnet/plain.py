@@ -5,28 +5,34 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lpnet.steppers import Stage, Stepper
+from lpnet.steppers import Mix, Stage, Stepper, Steps, slots_of
 
 
 class PlainLayer(nn.Module):
-    """Stages applied out of place, differentiable by autograd, to states (memory, batch, *features).
+    """A program done out of place, differentiable by autograd, on states (memory, batch, *features).
 
     Args:
         dynamics: one layer.
-        stages: what to do.
+        program: what to do.
         memory: slots of the state.
     """
 
-    def __init__(self, dynamics: nn.Module, stages: tuple[Stage, ...], memory: int) -> None:
+    def __init__(self, dynamics: nn.Module, program: Steps, memory: int) -> None:
         super().__init__()
-        self.dynamics, self.stages, self.memory = dynamics, stages, memory
+        self.dynamics, self.program, self.memory = dynamics, program, memory
 
     def forward(self, x: Tensor) -> Tensor:
-        slots = list(x.unbind(0))
-        for stage in self.stages:
-            f = self.dynamics if stage.term == "f" else getattr(self.dynamics, stage.term)
-            slots[stage.target] = slots[stage.target] + stage.w * f(slots[stage.source])
-        return torch.stack(slots)
+        slots = list(x.unbind(0)) + [torch.zeros_like(x[0])] * (slots_of(self.program, self.memory) - self.memory)
+        for step in self.program:
+            slots[step.target] = self._value(step, slots)
+        return torch.stack(slots[: self.memory])
+
+    def _value(self, step: Stage | Mix, slots: list[Tensor]) -> Tensor:
+        if isinstance(step, Mix):
+            return sum((c * slots[s] for s, c in step.terms), torch.zeros_like(slots[0]))
+        f = self.dynamics if step.term == "f" else getattr(self.dynamics, step.term)
+        start = step.target if step.start is None else step.start
+        return slots[start] + step.w * f(slots[step.source])
 
 
 class ResidualLayer(nn.Module):

@@ -1,35 +1,45 @@
-"""Φ and G on the layers of one rank: forward, and pulled back.
+"""Φ on the layers of one rank: forward, and pulled back.
 
-`Layers` are the exact layers Φ_j of a slab with their weights as they were prepared; `Tape` is what a forward sweep
-leaves for the adjoint: one tensor per stage and layer, and the states at the ends of the segments, from which all other
-states are rebuilt by subtraction. `CoarseSteps` are the coarse propagators G over spans of layers.
+`Layers` are the exact layers Φ_j of a slab with their weights as they were prepared. What a forward sweep leaves for
+the adjoint is one of three (`store`):
 
-Layers and spans are counted in the global layer index throughout.
+    all        one tensor per stage and layer, and the states at the ends of the segments, from which all others are
+               rebuilt by subtraction; steps that cannot be undone in place keep the state before each layer too
+    cpoints    the states at the begins of the segments; a segment is run again when it is pulled back
+    reverse    the states at the ends of the segments; a reversible step is undone by evaluating f again
+
+Layers are counted in the global layer index throughout.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lpnet import programs
 from lpnet.fields import Field, Slot
-from lpnet.steppers import Picard, Program, Stage, Stepper
+from lpnet.programs import Kept
+from lpnet.steppers import Mix, Stage, Stepper, is_in_place, slots_of, stages_of
+from lpnet.tape import Scratch, Tape, joined
 
-Kept = list[Any]
-
-
-class _Scratch(list[Any]):
-    """A tape of one place, for sweeps that nobody pulls back."""
-
-    def __getitem__(self, at: Any) -> Any:
-        return super().__getitem__(0)
-
-    def __setitem__(self, at: Any, value: Any) -> None:
-        super().__setitem__(0, value)
+Store = Literal["all", "cpoints", "reverse"]
 
 
-class _Workspace:
+class How(NamedTuple):
+    """What is kept for the adjoint, and whether the adjoint is the continuous one, discretised on its own."""
+
+    store: Store = "all"
+    continuous: bool = False
+
+
+STORED = How()
+
+
+class Workspace:
     """Slots that are reused as long as the shape of the state stays the same."""
 
     def __init__(self, field: Field, count: int) -> None:
@@ -45,77 +55,79 @@ class _Workspace:
         return self._slots
 
 
-def _state(slots: Sequence[Slot], memory: int) -> Tensor:
+def state_of(slots: Sequence[Slot], memory: int) -> Tensor:
     """A copy of the state that the slots hold."""
     return torch.stack([slot.view for slot in slots[:memory]])
 
 
-class Tape:
-    """What one forward sweep leaves: kept tensors per stage and layer, and states at the segments' ends."""
+class _Mixing:
+    """A `Mix` that can be undone, in the place of a field; its source is the list of all slots (or cotangents)."""
 
-    def __init__(self, kept: list[Kept]) -> None:
-        self.kept = kept
-        self.begin: dict[int, int] = {}
-        self.starts: dict[int, Tensor] = {}
-        self.ends: dict[int, Tensor] = {}
+    needs_source = False
 
-    def clear(self) -> None:
-        """Forget the states; the kept tensors are overwritten by the next sweep."""
-        self.begin, self.starts, self.ends = {}, {}, {}
+    def __init__(self, step: Mix) -> None:
+        self.step = step
 
-    def split(self, count: int, dim: int) -> list["Tape"]:
-        """The tapes of so many parts of the batch, which is dimension `dim` from the end."""
-        return [self._each(lambda t, q=q: t.chunk(count, dim)[q].contiguous()) for q in range(count)]
+    def tape(self, n: int, state: Tensor) -> list[Any]:
+        return [None] * n
 
-    def _each(self, how: Callable[..., Tensor]) -> "Tape":
-        other = Tape([[how(t) for t in kept] for kept in self.kept])
-        other.begin = dict(self.begin)
-        other.starts = {a: how(x) for a, x in self.starts.items()}
-        other.ends = {b: how(x) for b, x in self.ends.items()}
-        return other
+    def add(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
+        programs.mix(self.step, source)
 
-    def note(self, a: int, b: int, start: Tensor, end: Tensor) -> None:
-        """The sweep propagated from x_a = start to x_b = end."""
-        self.starts[a], self.ends[b], self.begin[b] = start, end, a
+    def unmix(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
+        programs.unmix(self.step, source)
 
-    def end_after(self, layer: int) -> int:
-        """Where the segment ends that holds this layer."""
-        return min(b for b in self.ends if b > layer)
+    def pull(self, j: int, source: Any, target_bar: Tensor, source_bar: list[Tensor], w: float, kept: Any) -> None:
+        programs.mix_bars(self.step, source_bar)
+
+    pull_grad = pull
 
 
-def joined(tapes: Sequence[Tape], dim: int) -> Tape:
-    """The tape of the whole batch from those of its parts."""
-    by_stage = zip(*(t.kept for t in tapes), strict=True)
-    whole = Tape([[torch.cat(ts, dim) for ts in zip(*kept, strict=True)] for kept in by_stage])
-    whole.begin = dict(tapes[0].begin)
-    whole.starts = {a: torch.cat([t.starts[a] for t in tapes], dim) for a in tapes[0].starts}
-    whole.ends = {b: torch.cat([t.ends[b] for t in tapes], dim) for b in tapes[0].ends}
-    return whole
+def _undo_again(field: Field, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
+    field.add(j, source, target, -w, tape, at)  # which leaves what the pull needs
 
 
 class Layers:
     """The exact layers lo, …, lo + n − 1 of a slab.
 
     Args:
-        stepper: gives the stages of Φ.
+        stepper: gives the program of Φ.
         fields: term -> field of the n layers.
         h: layer step.
         lo: index of the first layer.
         n: number of layers.
+        how: what is kept, and which adjoint.
     """
 
-    def __init__(self, stepper: Stepper, fields: Mapping[str, Field], h: float, lo: int, n: int) -> None:
-        self.stepper, self.fields, self.h, self.lo, self.n = stepper, fields, h, lo, n
-        self.stages = [(fields[s.term], s.source, s.target, s.w) for s in stepper.stages(h)]
-        self.lift_stages = [(fields[s.term], s.source, s.target, s.w) for s in stepper.lift(h)]
-        self._field = self.stages[0][0]
-        self._work = _Workspace(self._field, stepper.memory)
+    def __init__(
+        self, stepper: Stepper, fields: Mapping[str, Field], h: float, lo: int, n: int, how: How = STORED
+    ) -> None:
+        self.stepper, self.fields, self.h, self.lo, self.n, self.how = stepper, fields, h, lo, n, how
+        self.program = stepper.stages(h)
+        self.in_place = is_in_place(self.program)
+        self.field = fields[stages_of(self.program)[0].term]
+        lift = stepper.lift(h)
+        self._lift = lift
+        self._count = max(slots_of(self.program, stepper.memory), slots_of(lift, stepper.memory))
+        self._work = Workspace(self.field, self._count + how.continuous)
+        self._sources = Workspace(self.field, max(len(self.program), len(lift)))
+
+    def first(self, n: int) -> "Layers":
+        """The first n layers, with memory of their own."""
+        return Layers(self.stepper, self.fields, self.h, self.lo, n, self.how)
 
     def tape(self, like: Tensor | None) -> Tape:
         """An empty tape for states like `like`; None: one that keeps nothing."""
         if like is None:
-            return Tape([])
-        return Tape([field.tape(self.n, like) for field, *_ in self.stages])
+            return Tape([], records=False)
+        return Tape(self._kept(self.n, like) if self.how.store == "all" else [])
+
+    def _kept(self, n: int, like: Tensor) -> list[Kept]:
+        return [self.fields[s.term].tape(n, like) if isinstance(s, Stage) else [None] * n for s in self.program]
+
+    def _places(self, tape: Tape, like: Tensor) -> list[Kept]:
+        """Where each instruction keeps what it must: the tape, or one place for all layers."""
+        return tape.kept or [Scratch(kept) for kept in self._kept(1, like)]
 
     def reset_grads(self) -> None:
         """Forget the weight gradients of all fields."""
@@ -129,191 +141,181 @@ class Layers:
 
     def split(self, x: Tensor, count: int) -> list[Tensor]:
         """Parts of a packed state along its batch (fewer where the batch is smaller)."""
-        return [part.contiguous() for part in x.chunk(count, self._field.batch_dim(x))]
+        return [part.contiguous() for part in x.chunk(count, self.field.batch_dim(x))]
 
     def join(self, xs: list[Tensor]) -> Tensor:
         """The inverse of `split`."""
-        return xs[0] if len(xs) == 1 else torch.cat(xs, self._field.batch_dim(xs[0]))
+        return xs[0] if len(xs) == 1 else torch.cat(xs, self.field.batch_dim(xs[0]))
 
     def retape(self, tapes: list[Tape], count: int, x: Tensor) -> list[Tape]:
         """The same tape in so many parts of the batch; x is a whole state."""
         if len(tapes) == count:
             return tapes
-        dim = self._field.batch_dim(x)
+        dim = self.field.batch_dim(x)
         whole = tapes[0] if len(tapes) == 1 else joined(tapes, dim)
         return [whole] if count == 1 else whole.split(count, dim)
 
+    # ---- forward -------------------------------------------------------------------------------------------------
+
     def run(self, a: int, b: int, x: Tensor, tape: Tape) -> Tensor:
         """x_b from x_a = x by the layers a, …, b − 1."""
-        slots = self._work(x)
-        kept = tape.kept or [_Scratch(field.tape(1, x)) for field, *_ in self.stages]
-        work = [(f.add, slots[s], slots[t], w, k) for (f, s, t, w), k in zip(self.stages, kept, strict=True)]
-        for j in range(a - self.lo, b - self.lo):
-            for add, source, target, w, keep in work:
-                add(j, source, target, w, keep, j)
-        end = _state(slots, self.stepper.memory)
-        if tape.kept:
+        if not (tape.records and self.how.store == "cpoints"):
+            return self._run(a, b, x, tape)
+        block = max(1, math.isqrt(self.n - 1) + 1)  # as many states again as there are layers in a block
+        for p, q in pairwise([*range(a, b, block), b]):
+            end = self._run(p, q, x, Tape([], records=False))
+            tape.note(p, q, x, None)
+            x = end
+        return x
+
+    def _run(self, a: int, b: int, x: Tensor, tape: Tape) -> Tensor:
+        slots, places = self._work(x), self._places(tape, x)
+        layers = range(a - self.lo, b - self.lo)
+        if self.in_place:
+            self._run_in_place(layers, slots, places, tape.shift)
+        else:
+            self._run_general(layers, slots, places, tape)
+        end = state_of(slots, self.stepper.memory)
+        if tape.records:
             tape.note(a, b, x, end)
         return end
 
+    def _run_in_place(self, layers: range, slots: list[Slot], places: list[Kept], shift: int) -> None:
+        work: list[Any] = []
+        for step, kept in zip(self.program, places, strict=True):
+            if isinstance(step, Mix):
+                work.append((_Mixing(step).add, slots, slots[step.target], 1.0, kept))
+            else:
+                work.append((self.fields[step.term].add, slots[step.source], slots[step.target], step.w, kept))
+        for j in layers:
+            for add, source, target, w, kept in work:
+                add(j, source, target, w, kept, j - shift)
+
+    def _run_general(self, layers: range, slots: list[Slot], places: list[Kept], tape: Tape) -> None:
+        for j in layers:
+            if tape.kept:
+                tape.states[j + self.lo] = state_of(slots, self.stepper.memory)
+            keeps = [Scratch([kept[j - tape.shift]]) for kept in places]
+            programs.forward(self.program, self.fields, slots, j, keeps)
+            for kept, keep in zip(places, keeps, strict=True):
+                kept[j - tape.shift] = keep[0]
+
     def state(self, j: int, tape: Tape) -> Tensor:
         """x_j as the sweep of the tape had it before layer j."""
-        if j in tape.starts:
-            return tape.starts[j]
+        for known in (tape.starts, tape.states):
+            if j in known:
+                return known[j]
         b = tape.end_after(j)
+        if self.how.store == "cpoints":
+            a = tape.begin[b]
+            return self._run(a, j, tape.starts[a], Tape([], records=False))
         slots = self._work(tape.ends[b])
         self._rewind(b, j, slots, tape)
-        return _state(slots, self.stepper.memory)
+        return state_of(slots, self.stepper.memory)
+
+    # ---- backward ------------------------------------------------------------------------------------------------
+
+    def _backwards(self, slots: list[Slot], places: list[Kept], bars: list[Tensor], gradients: bool) -> list[Any]:
+        """Undo, pull, source, target, their cotangents, weight and tape of each instruction of an in-place step."""
+        work: list[Any] = []
+        for step, kept in zip(reversed(self.program), reversed(places), strict=True):
+            if isinstance(step, Mix):
+                mixing = _Mixing(step)
+                work.append((mixing.unmix, mixing.pull, slots, slots[step.target], bars, None, 1.0, kept))
+                continue
+            field, s, t = self.fields[step.term], step.source, step.target
+            pull = field.pull_grad if gradients else field.pull
+            undo = partial(_undo_again, field) if self.how.store == "reverse" else field.remove
+            work.append((undo, pull, slots[s], slots[t], bars[s], bars[t], step.w, kept))
+        return work
 
     def _rewind(self, b: int, a: int, slots: list[Slot], tape: Tape) -> None:
+        """x_a from x_b in the slots."""
+        places = self._places(tape, tape.ends[b])
+        work = self._backwards(slots, places, [slot.view for slot in slots], False)
         for j in range(b - 1 - self.lo, a - 1 - self.lo, -1):
-            for (field, _, t, w), kept in zip(reversed(self.stages), reversed(tape.kept), strict=True):
-                field.remove(j, slots[t], w, kept, j)
+            for undo, _, source, target, _, _, w, kept in work:
+                undo(j, source, target, w, kept, j - tape.shift)
 
     def pull(self, a: int, b: int, z: Tensor, tape: Tape, gradients: bool) -> Tensor:
         """z_a from z_b = z; with `gradients`, those of the weights are added to the fields'."""
-        bars = list(z.clone().unbind())
+        bars = self._bars(z)
         while b > a:
             end = tape.end_after(b - 1)
-            begin = max(a, tape.begin[end])
-            slots = self._work(tape.ends[end])
-            rebuild = gradients or any(field.needs_source for field, *_ in self.stages)
-            if rebuild:
-                self._rewind(end, b, slots, tape)
-            self._pull_segment(range(begin - self.lo, b - self.lo), bars, slots, tape, (gradients, rebuild))
+            first = tape.begin[end]
+            begin = max(a, first)
+            segment = tape
+            if self.how.store == "cpoints":
+                segment, end = self._again(first, b, tape.starts[first]), b
+            if self.how.continuous:
+                self._pull_continuous(range(begin, b), bars, end, segment, gradients)
+            elif self.in_place:
+                self._pull_in_place(range(begin, b), bars, end, segment, gradients)
+            else:
+                self._pull_general(range(begin, b), bars, segment, gradients)
             b = begin
-        return torch.stack(bars)
+        return torch.stack(bars[: self.stepper.memory])
 
-    def _pull_segment(
-        self, layers: range, bars: list[Tensor], slots: list[Slot], tape: Tape, how: tuple[bool, bool]
-    ) -> None:
-        gradients, rebuild = how
-        work = [
-            (f.remove, f.pull_grad if gradients else f.pull, slots[s], slots[t], bars[s], bars[t], w, kept)
-            for (f, s, t, w), kept in zip(reversed(self.stages), reversed(tape.kept), strict=True)
-        ]
-        for j in reversed(layers):
-            for remove, pull, source, target, source_bar, target_bar, w, kept in work:
+    def _bars(self, z: Tensor) -> list[Tensor]:
+        """Cotangents of all slots."""
+        more = self._count - self.stepper.memory
+        return [*z.clone().unbind(), *(torch.zeros_like(z[0]) for _ in range(more))]
+
+    def _again(self, a: int, b: int, x: Tensor) -> Tape:
+        """The whole tape of a segment."""
+        tape = Tape(self._kept(b - a, x), a - self.lo)
+        self._run(a, b, x, tape)
+        return tape
+
+    def _pull_in_place(self, layers: range, bars: list[Tensor], end: int, tape: Tape, gradients: bool) -> None:
+        slots, places = self._work(tape.ends[end]), self._places(tape, tape.ends[end])
+        needs = any(self.fields[step.term].needs_source for step in stages_of(self.program))
+        rebuild = gradients or needs or self.how.store == "reverse"
+        if rebuild:
+            self._rewind(end, layers.stop, slots, tape)
+        work = self._backwards(slots, places, bars, gradients)
+        for j in reversed(range(layers.start - self.lo, layers.stop - self.lo)):
+            for undo, pull, source, target, source_bar, target_bar, w, kept in work:
                 if rebuild:
-                    remove(j, target, w, kept, j)
-                pull(j, source, target_bar, source_bar, w, kept[j])
+                    undo(j, source, target, w, kept, j - tape.shift)
+                pull(j, source, target_bar, source_bar, w, kept[j - tape.shift])
+
+    def _pull_general(self, layers: range, bars: list[Tensor], tape: Tape, gradients: bool) -> None:
+        sources: Iterable[Slot] | None = None
+        for j in reversed(layers):
+            x, at = tape.states[j], j - self.lo - tape.shift
+            keeps = [Scratch([kept[at]]) for kept in tape.kept]
+            sources = self._sources(x)
+            programs.replay(self.program, self.fields, self._work(x), j - self.lo, keeps, sources)
+            kept = [keep[0] for keep in keeps]
+            programs.backward(self.program, self.fields, sources, bars, j - self.lo, kept, gradients)
+
+    def _pull_continuous(self, layers: range, bars: list[Tensor], end: int, tape: Tape, gradients: bool) -> None:
+        """z_j = z_{j+1} + h (∂f/∂y)ᵀ z_{j+1}, g_j = h (∂f/∂θ)ᵀ z_{j+1}, both at (x_{j+1}, θ_j)."""
+        slots = self._work(tape.ends[end])
+        self._rewind(end, layers.stop, slots, tape)
+        (step,) = stages_of(self.program)
+        field, y, spare = self.fields[step.term], slots[0], slots[-1]
+        pull, keep = field.pull_grad if gradients else field.pull, field.tape(1, tape.ends[end])
+        for j in reversed(range(layers.start - self.lo, layers.stop - self.lo)):
+            field.add(j, y, spare, 0.0, keep, 0)
+            pull(j, y, bars[0], bars[0], step.w, keep[0])
+            field.remove(j, y, y, step.w, tape.kept[0], j - tape.shift)
+
+    # ---- the lift ------------------------------------------------------------------------------------------------
 
     def lift(self, x: Tensor) -> Tensor:
-        """x_0 from (y_0, 0, …): the stages that use layer 0."""
+        """x_0 from (y_0, 0, …): the program that uses layer 0."""
         slots = self._work(x)
-        for field, s, t, w in self.lift_stages:
-            field.add(0, slots[s], slots[t], w, field.tape(1, x), 0)
-        return _state(slots, self.stepper.memory)
+        programs.forward(self._lift, self.fields, slots, 0, programs.keeps_of(self._lift, self.fields, x))
+        return state_of(slots, self.stepper.memory)
 
     def pull_lift(self, x: Tensor, z: Tensor, gradients: bool) -> Tensor:
         """Cotangent of (y_0, 0, …) from z_0; x is the state before the lift."""
-        bars = list(z.clone().unbind())
-        slots = self._work(x)
-        for field, s, t, w in reversed(self.lift_stages):
-            kept: Kept = field.tape(1, x)
-            field.add(0, slots[s], slots[t], w, kept, 0)
-            field.remove(0, slots[t], w, kept, 0)
-            pull = field.pull_grad if gradients else field.pull
-            pull(0, slots[s], bars[t], bars[s], w, kept[0])
-        return torch.stack(bars)
-
-
-class CoarseSteps:
-    """Coarse propagators G_k of one level over this rank's spans of layers.
-
-    Args:
-        memory: slots of a state.
-        fields: term -> field of all parts of all local steps, in order.
-        programs: the program of each local step.
-        first: index of the first local step on its level.
-    """
-
-    def __init__(self, memory: int, fields: Mapping[str, Field], programs: Sequence[Program], first: int) -> None:
-        self.memory, self.fields, self.programs, self.first = memory, fields, programs, first
-        self._offsets = [0]
-        for program in programs:
-            parts = len(program.lengths) if isinstance(program, Picard) else 1 + max(s.part for s in program)
-            self._offsets.append(self._offsets[-1] + parts)
-        stages = [s for p in programs if not isinstance(p, Picard) for s in p]
-        count = 1 + max((max(s.source, s.target) for s in stages), default=memory - 1)
-        self._work = _Workspace(next(iter(fields.values())), max(count, memory))
-        self._kept: dict[int, Any] = {}
-
-    def step(self, k: int, x: Tensor) -> Tensor:
-        """G_k(x)."""
-        return self._forward(k, x, linear=False)[0]
-
-    def linearize(self, k: int, x: Tensor) -> None:
-        """Remember what `pull` needs: G_k at x."""
-        self._kept[k] = self._forward(k, x, linear=True)[1]
-
-    def forget(self) -> None:
-        """Drop what `linearize` remembered."""
-        self._kept = {}
-
-    def _forward(self, k: int, x: Tensor, linear: bool) -> tuple[Tensor, Any]:
-        program, offset = self.programs[k - self.first], self._offsets[k - self.first]
-        if isinstance(program, Picard):
-            return _picard(self.fields[program.term], program, offset, x)
-        slots, keeps = self._work(x), []
-        for stage in program:
-            field = self.fields[stage.term]
-            kept = field.tape(1, x)
-            if stage.start is not None:
-                slots[stage.target].view.copy_(slots[stage.start].view)
-            act = field.linearize if linear else field.add
-            act(offset + stage.part, slots[stage.source], slots[stage.target], stage.w, kept, 0)
-            keeps.append(kept[0])
-        return _state(slots, self.memory), keeps
-
-    def pull(self, k: int, z: Tensor) -> Tensor:
-        """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
-        program, offset, kept = self.programs[k - self.first], self._offsets[k - self.first], self._kept[k]
-        if isinstance(program, Picard):
-            return _picard_pull(self.fields[program.term], program, offset, z, kept)
-        return self._pull_stages(program, offset, z, kept)
-
-    def _pull_stages(self, program: tuple[Stage, ...], offset: int, z: Tensor, keeps: Kept) -> Tensor:
-        slots = self._work(z)
-        bars = [slot.view for slot in slots]
-        for bar in bars[self.memory :]:
-            bar.zero_()
-        for stage, kept in zip(reversed(program), reversed(keeps), strict=True):
-            target, source = bars[stage.target], bars[stage.source]
-            self.fields[stage.term].pull(offset + stage.part, slots[stage.source], target, source, stage.w, kept)
-            if stage.start is not None:
-                bars[stage.start].add_(target)
-                target.zero_()
-        return _state(slots, self.memory)
-
-
-def _picard_matrix(program: Picard, like: Tensor) -> tuple[Tensor, Tensor]:
-    """M with M_il = H_l for l < i and ½(H_i − h) on the diagonal, and the vector H."""
-    H = torch.tensor([n * program.h for n in program.lengths], dtype=like.dtype, device=like.device)
-    M = H.expand(len(H), -1).tril(-1) + torch.diag((H - program.h) / 2)
-    return M, H
-
-
-def _picard(field: Field, program: Picard, offset: int, x: Tensor) -> tuple[Tensor, list[Any]]:
-    """G(y) = y + Σ H_i k_i after p passes k ← f(y + M k), and what the passes leave on their tapes."""
-    parts = range(offset, offset + len(program.lengths))
-    M, H = _picard_matrix(program, x)
-    k, kept = field.batch(parts, x)
-    tapes = [kept]
-    for _ in range(program.passes - 1):
-        k, kept = field.batch(parts, x + torch.tensordot(M, k, 1))
-        tapes.append(kept)
-    return x + torch.tensordot(H, k, 1), tapes
-
-
-def _picard_pull(field: Field, program: Picard, offset: int, z: Tensor, tapes: list[Any]) -> Tensor:
-    """The transpose of the linearised `_picard`, passes in reverse."""
-    parts = range(offset, offset + len(program.lengths))
-    M, H = _picard_matrix(program, z)
-    bar, k_bar = z, torch.tensordot(H[:, None], z, 1)
-    for i in reversed(range(len(tapes))):
-        y_bar = field.batch_pull(parts, k_bar.contiguous(), tapes[i])
-        bar = bar + y_bar.sum(0, keepdim=True)
-        if i:
-            k_bar = torch.tensordot(M.t(), y_bar, 1)
-    return bar
+        bars, keeps = self._bars(z), programs.keeps_of(self._lift, self.fields, x)
+        programs.forward(self._lift, self.fields, self._work(x), 0, keeps)
+        sources = self._sources(x)
+        programs.replay(self._lift, self.fields, self._work(x), 0, keeps, sources)
+        kept = [keep[0] for keep in keeps]
+        programs.backward(self._lift, self.fields, sources, bars, 0, kept, gradients)
+        return torch.stack(bars[: self.stepper.memory])

@@ -116,7 +116,7 @@ def test_add_and_remove(kind: str, activation: str, term: str, fast: bool) -> No
         torch.testing.assert_close(slots[1].view, packed(case.field, target + W * k), rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(slots[0].view, packed(case.field, source), rtol=0, atol=0)
         slots[0].view.fill_(torch.nan)  # undone from the tape alone
-        case.field.remove(j, slots[1], W, tape, j)
+        case.field.remove(j, slots[0], slots[1], W, tape, j)
         torch.testing.assert_close(slots[1].view, packed(case.field, target), rtol=1e-13, atol=1e-14)
 
 

@@ -17,8 +17,10 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 TIERS = (
     ("errors", "version"),
     ("activations", "data", "options", "slab"),
-    ("fields", "hierarchy", "memory", "steppers", "uncaught"),
+    ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught"),
+    ("programs",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
+    ("coarse_steps",),
     ("stability", "tangent"),
     ("mgrit", "recall", "stack"),
     ("engine",),

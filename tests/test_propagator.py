@@ -9,10 +9,12 @@ from reference import ACTIVATIONS, F64, KINDS, Net, coarse, dynamics, error, fin
 from torch import Tensor
 
 from lpnet import MGRIT
+from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import parts, restrict
-from lpnet.propagator import CoarseSteps, Layers, Tape
+from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
+from lpnet.tape import Tape
 
 WIDTH, BATCH = 4, 5
 EVERY = [(kind, activation) for kind in KINDS for activation in ACTIVATIONS]
@@ -62,9 +64,11 @@ def layers_of(net: Net) -> Layers:
 
 def coarse_of(net: Net, spans: list[tuple[int, int]], options: MGRIT) -> CoarseSteps:
     one = stepper(net.kind)
-    theta = restrict(net.theta, spans, [0] * len(spans), Slab(net.layers, Comm()), options)
-    cuts = [tuple(q - p for p, q in parts(span, options.samples)) for span in spans]
-    return CoarseSteps(one.memory, fields_of(net, theta), [one.coarse(cut, net.h, options) for cut in cuts], 0)
+    cuts = {span: tuple(q - p for p, q in parts(span, options.samples)) for span in spans}
+    rows = {span: one.rows(cut, options) for span, cut in cuts.items()}
+    theta = restrict(net.theta, spans, [0] * len(spans), Slab(net.layers, Comm()), rows.__getitem__)
+    programs = [one.coarse(cut, net.h, options) for cut in cuts.values()]
+    return CoarseSteps(one.memory, fields_of(net, theta), programs, [len(r) for r in rows.values()], 0)
 
 
 def state(net: Net, seed: int = 0) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lpnet.coarse_steps import CoarseSteps
 from lpnet.cost import Costs
-from lpnet.propagator import CoarseSteps
 from lpnet.slab import Comm
 
 WIDTH, BATCH = 3, 8

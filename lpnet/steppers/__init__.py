@@ -1,12 +1,49 @@
 """Steppers: how the dynamics of one layer becomes a layer.
 
-A new stepper is one class with its stages, added to `REGISTRY`; the tests run over the registry.
+A new stepper is one class with its programs, added to `REGISTRY`; the tests run over the registry.
 """
 
-from lpnet.steppers.base import Picard, Program, Stage, Stepper
+from lpnet.steppers.ab3 import AB3
+from lpnet.steppers.base import (
+    Mix,
+    Picard,
+    Program,
+    Stage,
+    Stepper,
+    Steps,
+    evaluations,
+    is_in_place,
+    slots_of,
+    stages_of,
+)
 from lpnet.steppers.euler import Euler
+from lpnet.steppers.leapfrog import Leapfrog
+from lpnet.steppers.rk4 import RK4
 from lpnet.steppers.verlet import Verlet
 
-REGISTRY: dict[str, type[Stepper]] = {"euler": Euler, "verlet": Verlet}
+REGISTRY: dict[str, type[Stepper]] = {
+    "euler": Euler,
+    "rk4": RK4,
+    "ab3": AB3,
+    "verlet": Verlet,
+    "leapfrog": Leapfrog,
+}
 
-__all__ = ["REGISTRY", "Euler", "Picard", "Program", "Stage", "Stepper", "Verlet"]
+__all__ = [
+    "AB3",
+    "REGISTRY",
+    "RK4",
+    "Euler",
+    "Leapfrog",
+    "Mix",
+    "Picard",
+    "Program",
+    "Stage",
+    "Stepper",
+    "Steps",
+    "Verlet",
+    "evaluations",
+    "is_in_place",
+    "slots_of",
+    "stages_of",
+]

@@ -1,9 +1,10 @@
 """Forward Euler, y_{j+1} = y_j + h f(y_j, θ_j): the residual network."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lpnet.options import MGRIT
-from lpnet.steppers.base import Picard, Program, Stage, Stepper
+from lpnet.steppers.base import Picard, Program, Stage, Stepper, Steps
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Euler(Stepper):
     the rediscretised step. With as many parts as layers it is Picard iteration over the exact layers.
     """
 
+    continuous: ClassVar[bool] = True
+
     @property
     def order(self) -> int:
         return 1
 
-    def stages(self, h: float) -> tuple[Stage, ...]:
+    def stages(self, h: float) -> Steps:
         return (Stage("f", 0, 0, h),)
 
     def coarse(self, lengths: tuple[int, ...], h: float, options: MGRIT) -> Program:

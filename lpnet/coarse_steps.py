@@ -1,0 +1,101 @@
+"""Coarse propagators G of one level over this rank's spans of layers: forward, linearised, pulled back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpnet import programs
+from lpnet.fields import Field
+from lpnet.propagator import Workspace, state_of
+from lpnet.steppers import Picard, Program, Steps, slots_of
+
+
+class CoarseSteps:
+    """Coarse propagators G_k of one level over this rank's spans of layers.
+
+    Args:
+        memory: slots of a state.
+        fields: term -> field of the weights of all local steps, in order.
+        programs: the program of each local step.
+        rows: how many weights each of them has.
+        first: index of the first local step on its level.
+    """
+
+    def __init__(
+        self, memory: int, fields: Mapping[str, Field], made: Sequence[Program], rows: Sequence[int], first: int
+    ) -> None:
+        self.memory, self.fields, self.programs, self.first = memory, fields, made, first
+        self.offsets = [sum(rows[:k]) for k in range(len(rows))]
+        counts = [memory, *(slots_of(p, memory) for p in made if not isinstance(p, Picard))]
+        self._work = Workspace(next(iter(fields.values())), max(counts))
+        self._kept: dict[int, Any] = {}
+
+    def step(self, k: int, x: Tensor) -> Tensor:
+        """G_k(x)."""
+        return self._forward(k, x, linear=False)[0]
+
+    def linearize(self, k: int, x: Tensor) -> None:
+        """Remember what `pull` needs: G_k at x."""
+        self._kept[k] = self._forward(k, x, linear=True)[1]
+
+    def forget(self) -> None:
+        """Drop what `linearize` remembered."""
+        self._kept = {}
+
+    def _forward(self, k: int, x: Tensor, linear: bool) -> tuple[Tensor, Any]:
+        program, offset = self.programs[k - self.first], self.offsets[k - self.first]
+        if isinstance(program, Picard):
+            return _picard(self.fields[program.term], program, offset, x)
+        slots, keeps = self._work(x), programs.keeps_of(program, self.fields, x)
+        programs.forward(program, self.fields, slots, offset, keeps, linear)
+        return state_of(slots, self.memory), [keep[0] for keep in keeps]
+
+    def pull(self, k: int, z: Tensor) -> Tensor:
+        """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
+        program, offset, kept = self.programs[k - self.first], self.offsets[k - self.first], self._kept[k]
+        if isinstance(program, Picard):
+            return _picard_pull(self.fields[program.term], program, offset, z, kept)
+        return self._pull_steps(program, offset, z, kept)
+
+    def _pull_steps(self, program: Steps, offset: int, z: Tensor, kept: list[Any]) -> Tensor:
+        slots = self._work(z)  # what is linearised needs no sources, so that the slots can hold the cotangents
+        bars = [slot.view for slot in slots]
+        for bar in bars[self.memory :]:
+            bar.zero_()
+        sources = [slots[0]] * len(program)
+        programs.backward(program, self.fields, sources, bars, offset, kept)
+        return state_of(slots, self.memory)
+
+
+def _picard_matrix(program: Picard, like: Tensor) -> tuple[Tensor, Tensor]:
+    """M with M_il = H_l for l < i and ½(H_i − h) on the diagonal, and the vector H."""
+    H = torch.tensor([n * program.h for n in program.lengths], dtype=like.dtype, device=like.device)
+    M = H.expand(len(H), -1).tril(-1) + torch.diag((H - program.h) / 2)
+    return M, H
+
+
+def _picard(field: Field, program: Picard, offset: int, x: Tensor) -> tuple[Tensor, list[Any]]:
+    """G(y) = y + Σ H_i k_i after p passes k ← f(y + M k), and what the passes leave on their tapes."""
+    parts = range(offset, offset + len(program.lengths))
+    M, H = _picard_matrix(program, x)
+    k, kept = field.batch(parts, x)
+    tapes = [kept]
+    for _ in range(program.passes - 1):
+        k, kept = field.batch(parts, x + torch.tensordot(M, k, 1))
+        tapes.append(kept)
+    return x + torch.tensordot(H, k, 1), tapes
+
+
+def _picard_pull(field: Field, program: Picard, offset: int, z: Tensor, tapes: list[Any]) -> Tensor:
+    """The transpose of the linearised `_picard`, passes in reverse."""
+    parts = range(offset, offset + len(program.lengths))
+    M, H = _picard_matrix(program, z)
+    bar, k_bar = z, torch.tensordot(H[:, None], z, 1)
+    for i in reversed(range(len(tapes))):
+        y_bar = field.batch_pull(parts, k_bar.contiguous(), tapes[i])
+        bar = bar + y_bar.sum(0, keepdim=True)
+        if i:
+            k_bar = torch.tensordot(M.t(), y_bar, 1)
+    return bar

@@ -1,0 +1,123 @@
+"""Programs at work: instructions on slots, forward, and backward on the slots' cotangents.
+
+    forward     slot[target] = slot[start] + w f(slot[source])        slot[target] = Σ c slot[s]
+    backward    bar[source] += w (∂f/∂y)ᵀ bar[target]                 bar[s] += c bar[target]
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lpnet.fields import Field, Slot
+from lpnet.steppers import Mix, Stage, Steps
+
+Kept = list[Any]
+Fields = Mapping[str, Field]
+
+
+def mix(step: Mix, slots: Sequence[Slot]) -> None:
+    """slot[target] = Σ c slot[s]."""
+    target = slots[step.target].view
+    if step.own == 0:
+        target.zero_()
+    elif step.own != 1:
+        target.mul_(step.own)
+    for s, c in step.others:
+        target.add_(slots[s].view, alpha=c)
+
+
+def unmix(step: Mix, slots: Sequence[Slot]) -> None:
+    """Undo `mix`, which must have left something of the target."""
+    target = slots[step.target].view
+    for s, c in step.others:
+        target.sub_(slots[s].view, alpha=c)
+    if step.own != 1:
+        target.div_(step.own)
+
+
+def mix_bars(step: Mix, bars: Sequence[Tensor]) -> None:
+    """The transpose of `mix`."""
+    target = bars[step.target]
+    for s, c in step.others:
+        bars[s].add_(target, alpha=c)
+    if step.own == 0:
+        target.zero_()
+    elif step.own != 1:
+        target.mul_(step.own)
+
+
+def forward(
+    program: Steps, fields: Fields, slots: Sequence[Slot], j: int, keeps: Sequence[Kept], linear: bool = False
+) -> None:
+    """Do a program with the weights j + part.
+
+    Args:
+        program: instructions.
+        fields: term -> field.
+        slots: what it works on.
+        j: weights of part 0.
+        keeps: for each instruction a tape of one place.
+        linear: keep what repeated pulls need.
+    """
+    for step, keep in zip(program, keeps, strict=True):
+        if isinstance(step, Mix):
+            mix(step, slots)
+            continue
+        field = fields[step.term]
+        if step.start is not None:
+            slots[step.target].view.copy_(slots[step.start].view)
+        act = field.linearize if linear else field.add
+        act(j + step.part, slots[step.source], slots[step.target], step.w, keep, 0)
+
+
+def replay(
+    program: Steps, fields: Fields, slots: Sequence[Slot], j: int, keeps: Sequence[Kept], sources: Sequence[Slot]
+) -> None:
+    """Do a program again from its tapes, evaluating nothing; `sources` are given the source of each instruction."""
+    for step, keep, source in zip(program, keeps, sources, strict=False):
+        if isinstance(step, Mix):
+            mix(step, slots)
+            continue
+        source.view.copy_(slots[step.source].view)
+        if step.start is not None:
+            slots[step.target].view.copy_(slots[step.start].view)
+        fields[step.term].remove(j + step.part, source, slots[step.target], -step.w, keep, 0)
+
+
+def backward(
+    program: Steps,
+    fields: Fields,
+    sources: Sequence[Slot],
+    bars: Sequence[Tensor],
+    j: int,
+    kept: Sequence[Any],
+    gradients: bool = False,
+) -> None:
+    """Pull the cotangents of all slots back through a program; those of scratch are zero before and after.
+
+    Args:
+        program: instructions.
+        fields: term -> field.
+        sources: the source of each instruction, as it was.
+        bars: one for each slot.
+        j: weights of part 0.
+        kept: what each instruction left on its tape.
+        gradients: add those of the weights to the fields'.
+    """
+    for i in range(len(program) - 1, -1, -1):
+        step = program[i]
+        if isinstance(step, Mix):
+            mix_bars(step, bars)
+            continue
+        field, target = fields[step.term], bars[step.target]
+        pull = field.pull_grad if gradients else field.pull
+        pull(j + step.part, sources[i], target, bars[step.source], step.w, kept[i])
+        if step.start is not None:
+            bars[step.start].add_(target)
+            target.zero_()
+
+
+def keeps_of(program: Steps, fields: Fields, x: Tensor) -> list[Kept]:
+    """Tapes of one place for each instruction; None for those that need none."""
+    return [fields[step.term].tape(1, x) if isinstance(step, Stage) else [None] for step in program]
