@@ -116,8 +116,7 @@ def page(folder: Path) -> Path | None:
 def _section(folder: str, found: dict[str, Any]) -> str:
     name, on = found["name"], "1 rank" if found["ranks"] == 1 else f"{found['ranks']} ranks"
     return (
-        f"## {found['number']}. {found['title']}\n\n"
-        f"![{found['title']}]({folder}/{name}.png)\n\n"
-        f"{found['see']}\n\n"
-        f"`{found['command']}` ({found['seconds']:.0f} s on {on}; numbers: [{name}.json]({folder}/{name}.json))\n"
+        f"## {found['number']}. "
+        f"{found['title']}\n\n![{found['title']}]({folder}/{name}.png)\n\n{found['see']}\n\n`{found['command']}` "
+        f"({found['seconds']:.0f} s on {on}; numbers: [{name}.json]({folder}/{name}.json))\n"
     )

@@ -1,7 +1,6 @@
 """What several experiments share: linear dynamics with exact flows, trunks by exact chains, states of all layers."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,11 @@ F64 = torch.float64
 
 
 class Linear(nn.Module):
-    """f(y) = Ky;  kick(y) = −Ky, drift(z) = Kᵀz: a user's module, for any stepper."""
+    """f(y) = Ky;  kick(y) = −Ky, drift(z) = Kᵀz: a user's module, for the stepper that uses these terms."""
 
-    terms: ClassVar[tuple[str, ...]] = ("f", "kick", "drift")
-
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, terms: tuple[str, ...] = ("f",)) -> None:
         super().__init__()
+        self.terms = terms
         self.K = nn.Parameter(torch.zeros(width, width))
 
     def forward(self, y: Tensor) -> Tensor:
@@ -58,3 +56,9 @@ def states(trunk: LayerParallel, y: Tensor) -> Tensor:
     # A state with memory has modules in front and behind that change no y.
     extra = len(modules) - trunk.layers
     return torch.stack([y, *found[len(found) - trunk.layers - (1 if extra else 0) : -1 if extra else None]])
+
+
+def finest() -> steppers.Stepper:
+    """The stepper of highest order for plain dynamics."""
+    plain = [one() for one in steppers.REGISTRY.values() if one.terms == ("f",)]
+    return max(plain, key=lambda one: one.order)

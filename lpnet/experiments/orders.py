@@ -60,7 +60,7 @@ def cases() -> dict[str, steppers.Stepper]:
 
 
 def _error(context: Context, stepper: steppers.Stepper, layers: int, K: Tensor, y: Tensor) -> float:
-    trunk = constant(chain(context, Linear(WIDTH), layers, T, stepper), {"K": K})
+    trunk = constant(chain(context, Linear(WIDTH, stepper.terms), layers, T, stepper), {"K": K})
     exact = _flow(stepper.terms, K, y)
     with torch.no_grad():
         return float((trunk(y) - exact).norm() / exact.norm())
@@ -108,11 +108,11 @@ def _see(numbers: dict[str, Any]) -> str:
     orders = ", ".join(f"{name} {one['measured']:.2f} ({one['order']})" for name, one in found.items())
     radius = numbers["radius_after_one_turn"]
     return (
-        f"A trunk of 64 layers by `Euler` is the residual network y + h tanh(Ky + b) written out: they differ by "
+        "A trunk of 64 layers by `Euler` is the residual network y + h tanh(Ky + b) written out: they differ by "
         f"{numbers['resnet_difference']:.0e}. Left: its layers are the steps of forward Euler along the flow, here "
         f"once around a circle; few layers end far outside (radius {radius[CIRCLE[0]]:.2f} with {CIRCLE[0]} layers, "
-        f"{radius[CIRCLE[-1]]:.2f} with {CIRCLE[-1]}). Right: errors against exact linear flows fall with the order of "
-        f"each stepper; measured slopes, with the orders in brackets: {orders}."
+        f"{radius[CIRCLE[-1]]:.2f} with {CIRCLE[-1]}). Right: errors against exact linear flows fall with the order "
+        f"of each stepper; measured slopes, with the orders in brackets: {orders}."
     )
 
 

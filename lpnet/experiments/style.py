@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lpnet.plots import MARKERS, OKABE_ITO, canvas
 
@@ -46,11 +46,15 @@ def look(i: int, **more: Any) -> dict[str, Any]:
 
 
 def log(ax: Axes, which: str = "xy") -> None:
-    """Logarithmic axes with a label at each decade at most (fewer where they would touch)."""
+    """Logarithmic axes, after their curves are drawn: labels at decades, or at 1, 2, 5 if there are less than two."""
     for name in which:
         getattr(ax, f"set_{name}scale")("log")
         one = getattr(ax, f"{name}axis")
-        one.set_major_locator(LogLocator(base=10, numticks=9))
+        low, high = one.get_view_interval()
+        short = high < 100 * low
+        one.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=9))
+        if short:
+            one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.set_minor_formatter(NullFormatter())
 
 

@@ -1,0 +1,54 @@
+"""What the experiments find: the laws behind the pictures, on their quick versions, against independent numbers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lpnet.experiments import REGISTRY, Context
+from lpnet.slab import Comm
+
+
+def numbers(name: str) -> dict[str, Any]:
+    return REGISTRY[name].run(Context(Comm(), quick=True)).numbers
+
+
+def test_orders_are_as_stated() -> None:
+    found = numbers("orders")
+    assert found["resnet_difference"] < 1e-14
+    assert found["largest_deviation"] < 0.15
+
+
+def test_surface_is_rough_with_few_layers_and_smooth_with_many() -> None:
+    found = numbers("surface")
+    assert found["trunk_difference"] < 1e-13
+    assert min(found["local_minima_of_stable_flows"][5]) >= 12
+    assert max(found["local_minima_of_stable_flows"][100]) == 1
+    assert np.abs(np.array(found["lowest_at"][100]) - 1).max() <= 2 * found["grid_step"]
+
+
+def test_growth_follows_the_sign_of_the_eigenvalues() -> None:
+    found = numbers("flow")
+    growth = found["growth_at_T"]
+    assert growth["decaying"] < 0.2 < 1 < growth["neutral"] < growth["growing"]
+    assert found["least_real_part"]["growing"] > 0 > found["largest_real_part"]["decaying"]
+    assert abs(found["largest_real_part"]["neutral"]) < 1e-12
+
+
+def test_eigenvalues_are_on_the_axis_they_belong_to() -> None:
+    found = numbers("spectra")
+    for name in ("antisymmetric", "Hamiltonian", "second order"):
+        assert found["largest_real_part"][name] < 1e-13 * found["largest"][name]
+    assert found["largest_imaginary_part"]["double symmetric"] < 1e-13
+    assert found["rightmost"]["double symmetric"] <= 0 < found["rightmost"]["dense"]
+
+
+# Relative errors of round trips of 10, 50, 100, 200 layers as published codes have them, to a factor of three.
+@pytest.mark.parametrize(
+    ("product", "published"),
+    [(3.9, (5e-15, 4e-14, 6e-14, 1e-13)), (4.1, (6e-13, 5.8e-2, 2.8e12, 6.9e39))],
+)
+def test_round_trips_outside_the_limits_lose_everything(product: float, published: tuple[float, ...]) -> None:
+    found = list(numbers("limits")["table"][product].values())
+    assert np.abs(np.log(np.array(found) / published)).max() < np.log(3)
+    assert max(numbers("limits")["table"][1.0].values()) < 9e-16
