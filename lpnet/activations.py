@@ -24,12 +24,14 @@ class Activation(NamedTuple):
         apply: overwrites u by the tape and returns a (which may be the same tensor).
         value: a from the tape.
         pull: (cotangent, tape, out) writes out = σ'(u) * cotangent.
+        slope: the largest σ'.
     """
 
     plain: Callable[[Tensor], Tensor]
     apply: Callable[[Tensor], Tensor]
     value: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: float = 1.0
 
 
 def smooth_relu(u: Tensor) -> Tensor:
@@ -68,5 +70,6 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.nn.functional.gelu,
         torch.nn.functional.gelu,
         lambda bar, u, out: _aten.gelu_backward.grad_input(bar, u, grad_input=out),
+        slope=1.1289042,  # Φ(u) + u φ(u) at u = √2
     ),
 }

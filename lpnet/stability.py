@@ -1,0 +1,231 @@
+"""Whether a stepper is stable on a flow: what one step does to y' = λy, and how large hλ is for given weights.
+
+A step maps the state x of the test equation to R(hλ) x, with a matrix R made by doing the stepper's own program. It is
+stable where the spectral radius ρ(R) is at most 1. On the imaginary axis, where Hamiltonian, antisymmetric and
+second-order layers live, that is hω ≤ 0.72363 for AB3, 2.828 for RK4, 2 for Verlet and Leapfrog, and nowhere for Euler,
+whose |1 + ihω| > 1 makes a flow that only turns grow by about exp(½ T h ω²). For Verlet and Leapfrog a kick by α and a
+drift by β with αβ = (hω)² have roots ξ² − 2aξ + 1 = 0, a = 1 − ½αβ: bounded for 0 < αβ < 4; beyond, states that are
+recomputed backwards are wrong by about eps |ξ|^(2N).
+
+Bounds for the built-in dynamics: |λ| ≤ |C| |A| max σ', the spectral norms of their weights.
+
+Sources: Hairer, Wanner, Solving ordinary differential equations II (1996), stability domains; Ascher, Mattheij, Russell,
+for the rest: Haber, Ruthotto, Stable architectures for deep neural networks (2017).
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lpnet.activations import ACTIVATIONS
+from lpnet.dynamics import Dynamics
+from lpnet.slab import Slab
+from lpnet.steppers import Stage, Stepper
+
+Complex = npt.NDArray[np.complex128]
+Floats = npt.NDArray[np.float64]
+
+HARMLESS = 10.0
+"""Growth over all layers that a stepper without any stable interval may have before it is worth a warning."""
+
+_SEARCHED, _TOLERANCE = 20.0, 1e-7  # limits are looked for up to here; a double root moves by the root of rounding
+
+
+def amplification(stepper: Stepper, z: npt.ArrayLike) -> Complex:
+    """R(hλ): one layer as a matrix on the state of the linear test equation.
+
+        f(y) = λy;      kick(y) = −ωy, drift(z) = ωz;      kick(y) = −ω²y alone, dy/dt = v
+
+    Args:
+        stepper: the stepper, whose program is done with step 1.
+        z: (n,) hλ; for partitioned and second-order dynamics hω = |z|.
+
+    Returns:
+        (n, memory, memory).
+    """
+    z = np.atleast_1d(np.asarray(z, dtype=np.complex128))
+    omega = np.abs(z)
+    kick = -omega if "drift" in stepper.terms else -(omega**2)
+    factor = {"f": z, "kick": kick, "drift": omega}
+    zero = np.zeros((len(z), stepper.memory), dtype=np.complex128)
+    slots = {i: zero + np.eye(stepper.memory)[i] for i in range(stepper.memory)}
+    for step in stepper.stages(1.0):
+        if isinstance(step, Stage):
+            start = step.target if step.start is None else step.start
+            f = factor[step.term][:, None] * slots.get(step.source, zero)
+            slots[step.target] = slots.get(start, zero) + step.w * f
+        else:
+            slots[step.target] = sum((c * slots.get(s, zero) for s, c in step.terms), zero)
+    return np.stack([slots[i] for i in range(stepper.memory)], axis=1)
+
+
+def radius(stepper: Stepper, z: npt.ArrayLike) -> Floats:
+    """ρ(R(hλ)), (n,): the factor by which a step multiplies a component in the long run; at most 1 where stable."""
+    found: Floats = np.abs(np.linalg.eigvals(amplification(stepper, z))).max(axis=1)
+    return found
+
+
+@lru_cache
+def limit(stepper: Stepper, spectrum: str = "imaginary") -> float:
+    """The largest s such that hλ = is (or −s for spectrum "real") and all before it are stable; 0: none at all."""
+    direction = 1j if spectrum == "imaginary" else -1.0
+
+    def stable(s: float) -> bool:
+        return bool(radius(stepper, s * direction)[0] <= 1 + _TOLERANCE)
+
+    grid = np.arange(1, 100 * _SEARCHED + 1) / 100
+    first = next((float(s) for s in grid if not stable(s)), math.inf)
+    if first in (grid[0], math.inf):
+        return 0.0 if first == grid[0] else math.inf
+    return _bisect(stable, first - 0.01, first)
+
+
+def _bisect(stable: Callable[[float], bool], low: float, high: float) -> float:
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low
+
+
+def norms(stack: Tensor, iterations: int = 16) -> Tensor:
+    """|M_j|₂ of stacked matrices (n, rows, columns), (n,), by the power method on MᵀM: from below, to some percent.
+
+    Equal matrices are looked at once.
+    """
+    if len(stack) > 1 and bool((stack == stack[:1]).all()):
+        return norms(stack[:1], iterations).expand(len(stack))
+    v = torch.randn(stack.shape[2], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(stack)
+    v = v.expand(len(stack), -1, -1)
+    for _ in range(iterations):
+        v = stack.transpose(1, 2) @ (stack @ v)
+        v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(torch.finfo(stack.dtype).tiny)
+    return torch.linalg.vector_norm(stack @ v, dim=(1, 2)).double()
+
+
+def eigenvalues(dynamics: Dynamics, theta: dict[str, Tensor]) -> Complex:
+    """The λ_j of largest modulus that the Jacobians of stacked layers may have, (n,).
+
+    On the imaginary axis (iω, less γ) or the negative real one; the bound |C| |A| max σ' is that of σ' = max σ' for all
+    neurons.
+    """
+    slope = ACTIVATIONS[dynamics.activation].slope
+    sizes = {
+        term: slope * norms(A[:, :, :-1]) * (1.0 if C is None else norms(C))
+        for term, (A, C, _) in dynamics.dense({k: v.detach() for k, v in theta.items()}).items()
+    }
+    if "f" not in sizes:
+        return 1j * (sizes["kick"] * sizes.get("drift", 1.0)).sqrt().cpu().numpy()
+    size = sizes["f"].cpu().numpy()
+    if dynamics.spectrum == "real":
+        return -size.astype(np.complex128)
+    gamma = np.minimum(slope * getattr(dynamics, "gamma", 0.0), size)
+    return -gamma + 1j * np.sqrt(size**2 - gamma**2)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What linear stability says of a stepper on a flow.
+
+    Attributes:
+        stepper: name of the stepper.
+        spectrum: where the eigenvalues λ of the flow lie, "imaginary" or "real".
+        limit: largest stable h|λ|; 0: there is none.
+        value: largest h|λ| of all layers.
+        layer: where it is.
+        growth: Π ρ(R(hλ_j)) over all layers: what the discretisation may make of a perturbation, by itself.
+        round_trip: about the relative error of states that a reversible stepper recomputes, eps Π ρ².
+    """
+
+    stepper: str
+    spectrum: str
+    limit: float
+    value: float
+    layer: int
+    growth: float
+    round_trip: float
+
+    @property
+    def stable(self) -> bool:
+        """Within the limit; where there is none, whether the growth is harmless."""
+        return self.growth <= (HARMLESS if self.limit == 0 else 1 + 1e-5)
+
+    def text(self, reverse: bool = False) -> str:
+        """In words: what was found, the limit, the value, what to do; `reverse`: states are recomputed backwards."""
+        what = "hω" if self.spectrum == "imaginary" else "h|λ|"
+        said = f"{what} up to {self.value:.3g} (layer {self.layer}), the limit is {self.limit:.5g}"
+        if self.stable:
+            return f"{self.stepper} is stable here: {said}"
+        if self.limit == 0:
+            return (
+                f"{self.stepper} makes a flow grow that only turns: {said}; perturbations may grow {self.growth:.2g}-fold "
+                "over the layers. More layers, a smaller T or a larger gamma help, or the steppers RK4 and AB3"
+            )
+        said += f"; perturbations may grow {self.growth:.2g}-fold over the layers"
+        if "real" not in self.spectrum and self.stepper in ("Verlet", "Leapfrog"):
+            said += f" (αβ = {self.value**2:.3g}, 0 < αβ < 4 is stable)"
+        if reverse:
+            said += f", recomputed states be wrong by about {self.round_trip:.1g} (eps |ξ|^2N)"
+        factor = math.ceil(10 * self.value / self.limit) / 10
+        return f"{self.stepper} is unstable: {said}. Use {factor:g} times as many layers, a smaller T or smaller weights"
+
+
+def outlook(
+    dynamics: Dynamics, theta: dict[str, Tensor], stepper: Stepper, h: float, slab: Slab
+) -> Outlook | None:
+    """What to expect of these weights of all layers, the same on every rank; None for a spectrum "any"; collective.
+
+    Args:
+        dynamics: one layer.
+        theta: this rank's weights, name -> (n, ...).
+        stepper: how it is stepped,
+        h: with which step.
+        slab: the layers of all ranks.
+    """
+    if dynamics.spectrum == "any":
+        return None
+    z = h * eigenvalues(dynamics, theta)
+    every = slab.gather(torch.from_numpy(np.stack([z.real, z.imag], 1))).numpy()
+    z = every[:, 0] + 1j * every[:, 1]
+    layer = int(np.abs(z).argmax())
+    exponent = float(np.log(np.maximum(radius(stepper, z), 1.0)).sum())
+    eps = torch.finfo(next(iter(theta.values())).dtype).eps
+    return Outlook(
+        type(stepper).__name__,
+        dynamics.spectrum,
+        limit(stepper, dynamics.spectrum),
+        float(np.abs(z[layer])),
+        layer,
+        float(np.exp(min(exponent, 700.0))),
+        eps * float(np.exp(min(2 * exponent, 700.0))),
+    )
+
+
+class Watch:
+    """Looks at the weights of a trunk at its calls 1, 10, 100, …, and warns once, on rank 0, where they are unstable.
+
+    A stepper with a stable interval is warned of as soon as h|λ| of a layer is beyond it; one without (Euler on a flow
+    that turns) where the growth over all layers is beyond `HARMLESS`.
+    """
+
+    def __init__(self) -> None:
+        self._calls, self._next = 0, 1
+
+    def look(self, find: Callable[[], Outlook | None], rank: int, reverse: bool) -> None:
+        """To be called at every call of the trunk; `find` is collective."""
+        self._calls += 1
+        if self._calls != self._next:
+            return
+        self._next *= 10
+        found = find()
+        if found is None or found.stable:
+            return
+        self._next = 0
+        if rank == 0:
+            warnings.warn(f"lpnet: {found.text(reverse)}", stacklevel=3)
