@@ -27,6 +27,7 @@ from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.propagator import How, Store
 from lpnet.slab import Comm, Slab, as_comm
+from lpnet.stability import Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
 from lpnet.step import Infos, Repeat, Trial
 from lpnet.steppers import Euler, Stepper
@@ -102,7 +103,7 @@ class LayerParallel(nn.Module):
         self._add_weights(init)
         self.memory: Memory
         self.steer(self.forward_solver, self.adjoint_solver, control)
-        self._calls = 0
+        self._calls, self._watch = 0, Watch()
         self.register_load_state_dict_post_hook(_retag)
 
     def _add_weights(self, init: str) -> None:
@@ -167,6 +168,7 @@ class LayerParallel(nn.Module):
         Made anew at every call: a change of the weights cannot be told reliably (``p.data``), and this is small work.
         """
         theta = {name: p.detach().clone() if copied else p.detach() for name, p in self.theta.items()}
+        self._watch.look(lambda: self._outlook(theta), self.comm.rank, False)
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))
@@ -175,6 +177,9 @@ class LayerParallel(nn.Module):
         self._calls += self._again is None  # a check repeats the step with the same masks
         key = (self.seed, self._calls)
         return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, [seed_of(*key, j) for j in layers]))
+
+    def _outlook(self, theta: dict[str, Tensor]) -> Outlook | None:
+        return outlook(self._stack.module, theta, self.stepper, self.h, self._slab)
 
     def gather_state_dict(self) -> dict[str, Tensor]:
         """The weights of all layers, name -> (N, ...), on every rank; collective."""

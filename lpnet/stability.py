@@ -9,8 +9,9 @@ recomputed backwards are wrong by about eps |ξ|^(2N).
 
 Bounds for the built-in dynamics: |λ| ≤ |C| |A| max σ', the spectral norms of their weights.
 
-Sources: Hairer, Wanner, Solving ordinary differential equations II (1996), stability domains; Ascher, Mattheij, Russell,
-for the rest: Haber, Ruthotto, Stable architectures for deep neural networks (2017).
+Sources: Hairer, Wanner, Solving ordinary differential equations II (1996), stability domains; Haber, Ruthotto, Stable
+architectures for deep neural networks (2017); Chang, Meng, Haber, Ruthotto, Begert, Holtham, Reversible architectures
+for arbitrarily deep residual neural networks (2018).
 """
 
 import math
@@ -22,12 +23,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpnet.activations import ACTIVATIONS
 from lpnet.dynamics import Dynamics
 from lpnet.slab import Slab
-from lpnet.steppers import Stage, Stepper
+from lpnet.steppers import Stepper
 
 Complex = npt.NDArray[np.complex128]
 Floats = npt.NDArray[np.float64]
@@ -57,12 +58,9 @@ def amplification(stepper: Stepper, z: npt.ArrayLike) -> Complex:
     zero = np.zeros((len(z), stepper.memory), dtype=np.complex128)
     slots = {i: zero + np.eye(stepper.memory)[i] for i in range(stepper.memory)}
     for step in stepper.stages(1.0):
-        if isinstance(step, Stage):
-            start = step.target if step.start is None else step.start
-            f = factor[step.term][:, None] * slots.get(step.source, zero)
-            slots[step.target] = slots.get(start, zero) + step.w * f
-        else:
-            slots[step.target] = sum((c * slots.get(s, zero) for s, c in step.terms), zero)
+        start = step.target if step.start is None else step.start
+        f = factor[step.term][:, None] * slots.get(step.source, zero)
+        slots[step.target] = slots.get(start, zero) + step.w * f
     return np.stack([slots[i] for i in range(stepper.memory)], axis=1)
 
 
@@ -154,7 +152,7 @@ class Outlook:
     @property
     def stable(self) -> bool:
         """Within the limit; where there is none, whether the growth is harmless."""
-        return self.growth <= (HARMLESS if self.limit == 0 else 1 + 1e-5)
+        return self.growth <= (HARMLESS if self.limit == 0 else 1.0)
 
     def text(self, reverse: bool = False) -> str:
         """In words: what was found, the limit, the value, what to do; `reverse`: states are recomputed backwards."""
@@ -162,24 +160,25 @@ class Outlook:
         said = f"{what} up to {self.value:.3g} (layer {self.layer}), the limit is {self.limit:.5g}"
         if self.stable:
             return f"{self.stepper} is stable here: {said}"
+        grow = f"; perturbations may grow {self.growth:.2g}-fold over the layers"
         if self.limit == 0:
-            return (
-                f"{self.stepper} makes a flow grow that only turns: {said}; perturbations may grow {self.growth:.2g}-fold "
-                "over the layers. More layers, a smaller T or a larger gamma help, or the steppers RK4 and AB3"
-            )
-        said += f"; perturbations may grow {self.growth:.2g}-fold over the layers"
-        if "real" not in self.spectrum and self.stepper in ("Verlet", "Leapfrog"):
+            what = f"{self.stepper} makes a flow grow that only turns"
+            return f"{what}: {said}{grow}. More layers, a smaller T or a larger gamma help, or the steppers RK4 and AB3"
+        said += grow
+        if self.stepper in ("Verlet", "Leapfrog"):
             said += f" (αβ = {self.value**2:.3g}, 0 < αβ < 4 is stable)"
         if reverse:
             said += f", recomputed states be wrong by about {self.round_trip:.1g} (eps |ξ|^2N)"
-        factor = math.ceil(10 * self.value / self.limit) / 10
-        return f"{self.stepper} is unstable: {said}. Use {factor:g} times as many layers, a smaller T or smaller weights"
+        more = math.ceil(10 * self.value / self.limit) / 10
+        return f"{self.stepper} is unstable: {said}. Use {more:g} times as many layers, a smaller T or smaller weights"
 
 
 def outlook(
-    dynamics: Dynamics, theta: dict[str, Tensor], stepper: Stepper, h: float, slab: Slab
+    dynamics: nn.Module, theta: dict[str, Tensor], stepper: Stepper, h: float, slab: Slab
 ) -> Outlook | None:
-    """What to expect of these weights of all layers, the same on every rank; None for a spectrum "any"; collective.
+    """What to expect of these weights of all layers, the same on every rank; collective.
+
+    None for dynamics whose eigenvalues may lie anywhere, and for a user's module (see `lpnet.check`).
 
     Args:
         dynamics: one layer.
@@ -188,13 +187,14 @@ def outlook(
         h: with which step.
         slab: the layers of all ranks.
     """
-    if dynamics.spectrum == "any":
+    if not isinstance(dynamics, Dynamics) or dynamics.spectrum == "any":
         return None
     z = h * eigenvalues(dynamics, theta)
     every = slab.gather(torch.from_numpy(np.stack([z.real, z.imag], 1))).numpy()
     z = every[:, 0] + 1j * every[:, 1]
     layer = int(np.abs(z).argmax())
-    exponent = float(np.log(np.maximum(radius(stepper, z), 1.0)).sum())
+    rho = radius(stepper, z)
+    exponent = float(np.log(np.where(rho > 1 + _TOLERANCE, rho, 1.0)).sum())
     eps = torch.finfo(next(iter(theta.values())).dtype).eps
     return Outlook(
         type(stepper).__name__,
