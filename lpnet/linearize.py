@@ -60,7 +60,7 @@ class Linearization:
 
     def __init__(self, trunk: Trunk, y: Tensor) -> None:
         self.trunk, self._step = trunk, Step(trunk, y, copied=True)
-        self._schedule = _schedule(trunk)
+        self._schedule = schedule_of(trunk)
         out, self._solution = self._step.forward(self._schedule.forward, True)
         self.output = self._step.unpacked(out)
         self.info = self.product = self._solution.info
@@ -209,11 +209,13 @@ def _nothing(k: int, u: Tensor) -> Tensor:
     raise AssertionError(f"coarse step {k} on a rank that has none")
 
 
-def _schedule(trunk: Trunk) -> Schedule:
-    """The solvers of a training step of the trunk; exact within `lpnet.exact`."""
+def schedule_of(trunk: Trunk) -> Schedule:
+    """The solvers of a training step of the trunk, or of the one that is repeated; exact within `lpnet.exact`."""
     solvers: tuple[SolverOptions, SolverOptions] = (trunk.forward_solver, trunk.adjoint_solver)
     if trunk.exact:
         return Schedule(exact_of(solvers[0]), exact_of(solvers[1]), True)
+    if trunk._again is not None:
+        return trunk._again.schedule
     if trunk._controller is not None and trunk.training:
         return trunk._controller.schedule()
     return Schedule(*solvers, False)

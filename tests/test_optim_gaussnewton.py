@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from descent import flat
-from linearization import Slow
 from reference import F64, normal
 from test_optim_problem import LABEL, Decay, chain
 from torch import Tensor, nn
@@ -19,11 +18,6 @@ import lpnet
 from lpnet import InputError, NonFiniteError
 from lpnet.optim import PCG, Armijo, GaussNewton, Result
 from lpnet.slab import Comm
-
-
-@pytest.fixture(autouse=True)
-def _linearized(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lpnet.LayerParallel, "linearize", lambda self, y: Slow(self, y), raising=False)
 
 
 class Shift(nn.Module):

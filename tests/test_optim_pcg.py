@@ -64,6 +64,18 @@ def test_a_system_is_solved_in_n_steps(preconditioned: bool) -> None:
     assert report.residuals[-1] < 1e-5
 
 
+def test_rounding_is_not_amplified() -> None:
+    """By far more in plain conjugate gradients, once the largest eigenvalues have converged."""
+    B, g = positive(1, 1e8), normal(SIZE, seed=2).numpy()
+    found = []
+    for change in (0.0, 1e-15):
+        p, _ = PCG(iterations=SIZE - 3, tol=0.0).solve(operator(B), vector_of(g * (1 + change * g)), THETA)
+        found.append(flat(p))
+    assert np.linalg.norm(found[0] - found[1]) < 1e-9 * np.linalg.norm(found[0])
+    p, _ = PCG(iterations=SIZE, tol=0.0).solve(operator(B), vector_of(g), THETA)
+    np.testing.assert_allclose(flat(p), np.linalg.solve(B, -g), rtol=1e-5)
+
+
 def test_every_iterate_is_that_of_scipy() -> None:
     B, g, M = positive(1), normal(SIZE, seed=2).numpy(), np.linalg.inv(positive(3, 3.0))
     iterates: list[np.ndarray] = []

@@ -14,7 +14,6 @@ from reference import F64, normal, trunk
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-import lpnet
 from lpnet import InputError
 from lpnet.optim import Problem, split
 from lpnet.regularizers import Tikhonov
@@ -38,11 +37,6 @@ def chain(layers: int = 3, comm: Comm | None = None, kind: str = "dense") -> nn.
     torch.manual_seed(1)
     parts = [nn.Linear(2, 4, dtype=F64), trunk(kind, layers, comm=comm or Comm()), nn.Linear(4, 3, dtype=F64)]
     return nn.Sequential(*parts)
-
-
-@pytest.fixture(autouse=True)
-def _linearized(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lpnet.LayerParallel, "linearize", lambda self, y: Slow(self, y), raising=False)
 
 
 def problem(net: nn.Module, loss: Any = cross_entropy, **more: Any) -> Problem:

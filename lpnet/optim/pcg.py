@@ -7,6 +7,10 @@ until |r| ≤ tol |g|. Each p minimises the model g·p + ½ p·B p over a space 
 Where the curvature d·B d is not positive, or |p|_M would leave the radius, the step ends on that boundary; without a
 radius it ends where it is (in the first iteration with d, along which the model has no minimum).
 
+Residuals are made orthogonal (in M⁻¹) to all earlier ones, which they are but for rounding. Without that a solve whose
+largest eigenvalues have converged amplifies rounding up to the first digits, and would differ between numbers of ranks.
+Memory: two vectors for each iteration.
+
 Source: Steihaug, The conjugate gradient method and trust regions in large scale optimization (1983); |p|_M without
 products with M: Conn, Gould, Toint, Trust-region methods (2000), section 7.5.1.
 """
@@ -104,6 +108,7 @@ class _Run:
         self.size, self.iterations = math.sqrt(rr), 0
         self.residuals = [1.0 if rr else 0.0]
         self.pp, self.pd, self.dd = 0.0, 0.0, self.rz  # |p|²_M, p·M d and |d|²_M
+        self.earlier: list[tuple[Vector, Vector, float]] = []  # r, M⁻¹ r and r·M⁻¹ r of all iterations
 
     def dots(self, *pairs: tuple[Vector, Vector]) -> list[float]:
         return vector.of_rank_0(self.parameters, vector.dots(self.parameters, pairs)).tolist()
@@ -140,10 +145,18 @@ class _Run:
 
     def _turn(self, a: float, pp: float, Bd: Vector) -> None:
         """Residual and direction after a step of length a."""
-        self.r = vector.axpy(-a, Bd, self.r)
-        self.z = self.M(self.r)
+        self.earlier.append((self.r, self.z, self.rz))
+        self._orthogonal(vector.axpy(-a, Bd, self.r))
         rr, rz = self.dots((self.r, self.r), (self.r, self.z))
         b = rz / self.rz if self.rz else 0.0
         self.pp, self.pd, self.dd = pp, b * (self.pd + a * self.dd), rz + b * b * self.dd
         self.d, self.rz = vector.axpy(b, self.d, self.z), rz
         self.residuals.append(math.sqrt(rr) / self.size)
+
+    def _orthogonal(self, r: Vector) -> None:
+        """r and z of a new residual, without what rounding has brought back of earlier ones."""
+        z = self.M(r)
+        back = self.dots(*((r, z_i) for _, z_i, _ in self.earlier))
+        shares = [-b / rz if rz else 0.0 for b, (_, _, rz) in zip(back, self.earlier, strict=True)]
+        self.r = vector.combination([1.0, *shares], [r, *(r_i for r_i, _, _ in self.earlier)])
+        self.z = vector.combination([1.0, *shares], [z, *(z_i for _, z_i, _ in self.earlier)])

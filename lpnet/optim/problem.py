@@ -10,9 +10,10 @@ forward solve of the trunk and one adjoint solve.
 Source: Schraudolph, Fast curvature matrix-vector products for second-order gradient descent (2002).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from torch.nn.functional import cross_entropy
 
 from lpnet.errors import InputError
 from lpnet.gradient import controlled
+from lpnet.linearize import schedule_of
 from lpnet.optim import vector
 from lpnet.optim.chain import Chain, split
 from lpnet.optim.vector import Vector
+from lpnet.step import Trial
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,8 +47,9 @@ class Penalty(Protocol):
 class Problem:
     """The objective of one batch; all methods are collective.
 
-    Values are by the trunk's solvers, exact within ``lpnet.exact(net)``. `net` must be the same function at each call:
-    without random layers beside the trunk.
+    Values and models are by the solvers of a training step of the trunk as it is now, from the same start each time, so
+    that they are of one function; exact within ``lpnet.exact(net)``. `net` must be a function: no random layers beside
+    the trunk (those of the trunk keep their masks).
 
     Args:
         net: see `lpnet.optim.chain.split`.
@@ -75,10 +79,11 @@ class Problem:
         self.net, self.x, self.label, self.loss, self.penalties = net, x, label, loss, tuple(penalties)
         self.chain: Chain = split(net)
         self.theta = free(net, parameters)
+        self._trial = Trial(schedule_of(self.chain.trunk), {})
 
     def value(self) -> float:
         """F, as rank 0 has it."""
-        with torch.no_grad():
+        with torch.no_grad(), self.fixed():
             return self.number(self._total(self.net(self.x)))
 
     def gradient(self) -> tuple[float, Vector]:
@@ -101,7 +106,19 @@ class Problem:
         Args:
             gradient: of F where it is known already; None: it is computed, by one adjoint solve, when asked for.
         """
-        return Model(self, gradient)
+        with self.fixed():
+            return Model(self, gradient)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Inside, the trunk's solves are as this problem has them (unless it repeats a step already)."""
+        trunk = self.chain.trunk
+        before = trunk._again
+        trunk._again = before or self._trial
+        try:
+            yield
+        finally:
+            trunk._again = before
 
     def number(self, value: Tensor) -> float:
         """A scalar as rank 0 has it."""
@@ -173,8 +190,7 @@ class Model:
         self._before = _Part(chain.before, place, problem.x, moves=False)
         # Where nothing before the classifier is free, nothing has to go through the trunk.
         self._through = bool(self._before.names) or any(i is not None for i in self._inside)
-        linearize: Any = trunk.linearize
-        self._trunk = linearize(self._before.output)
+        self._trunk = trunk.linearize(self._before.output)
         self._after = _Part(chain.after, place, self._trunk.output, moves=True)
         loss = torch.func.grad(lambda u: problem.loss(u, problem.label))
         # ∇²L is symmetric: its products as pulled-back ones, which torch has for more losses than pushed ones.

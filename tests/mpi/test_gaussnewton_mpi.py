@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from descent import flat
-from linearization import Slow
 from reference import normal, trunk
 from test_optim_problem import LABEL, Decay, chain
 
@@ -14,11 +13,6 @@ from lpnet.sharded import slab_of
 from lpnet.slab import Comm
 
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
-
-
-@pytest.fixture(autouse=True)
-def _linearized(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lpnet.LayerParallel, "linearize", lambda self, y: Slow(self, y), raising=False)
 
 
 @pytest.mark.parametrize("layers", [2, 7])
