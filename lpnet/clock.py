@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lpnet import hierarchy
 from lpnet.coarsen import parts
-from lpnet.engine import Direction
+from lpnet.direction import Direction
 from lpnet.errors import InputError
 from lpnet.hierarchy import Level
 from lpnet.mgrit import CoarseStep, Info, Solver

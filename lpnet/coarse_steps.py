@@ -1,7 +1,7 @@
 """Coarse propagators G of one level over this rank's spans of layers: forward, linearised, pulled back."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,16 +29,16 @@ class CoarseSteps:
         self.memory, self.fields, self.programs, self.first = memory, fields, made, first
         self.offsets = [sum(rows[:k]) for k in range(len(rows))]
         counts = [memory, *(slots_of(p, memory) for p in made if not isinstance(p, Picard))]
-        self._work = Workspace(next(iter(fields.values())), max(counts))
-        self._kept: dict[int, Any] = {}
+        self._work, self._dots = (Workspace(next(iter(fields.values())), max(counts)) for _ in range(2))
+        self._kept: dict[int, tuple[Tensor, Any]] = {}
 
     def step(self, k: int, x: Tensor) -> Tensor:
         """G_k(x)."""
         return self._forward(k, x, linear=False)[0]
 
     def linearize(self, k: int, x: Tensor) -> None:
-        """Remember what `pull` needs: G_k at x."""
-        self._kept[k] = self._forward(k, x, linear=True)[1]
+        """Remember what `pull` and `tangent` need: G_k at x."""
+        self._kept[k] = x, self._forward(k, x, linear=True)[1]
 
     def forget(self) -> None:
         """Drop what `linearize` remembered."""
@@ -54,10 +54,20 @@ class CoarseSteps:
 
     def pull(self, k: int, z: Tensor) -> Tensor:
         """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
-        program, offset, kept = self.programs[k - self.first], self.offsets[k - self.first], self._kept[k]
+        program, offset, kept = self.programs[k - self.first], self.offsets[k - self.first], self._kept[k][1]
         if isinstance(program, Picard):
             return _picard_pull(self.fields[program.term], program, offset, z, kept)
         return self._pull_steps(program, offset, z, kept)
+
+    def tangent(self, k: int, dot: Tensor, deltas: Mapping[str, Any] | None) -> Tensor:
+        """(∂G_k/∂x) dot + (∂G_k/∂θ) δθ at the state of the last `linearize`; deltas: δθ as the fields hold it."""
+        program, offset, (x, kept) = self.programs[k - self.first], self.offsets[k - self.first], self._kept[k]
+        if isinstance(program, Picard):
+            delta = None if deltas is None else deltas[program.term]
+            return _picard_tangent(self.fields[program.term], program, offset, dot, (kept, delta))
+        pairs = programs.Pairs(self._work(x), self._dots(dot), None)
+        programs.tangent(program, self.fields, pairs, offset, [[keep] for keep in kept], deltas)
+        return state_of(pairs.dots, self.memory)
 
     def _pull_steps(self, program: Steps, offset: int, z: Tensor, kept: list[Any]) -> Tensor:
         slots = self._work(z)  # what is linearised needs no sources, so that the slots can hold the cotangents
@@ -76,25 +86,47 @@ def _picard_matrix(program: Picard, like: Tensor) -> tuple[Tensor, Tensor]:
     return M, H
 
 
-def _picard(field: Field, program: Picard, offset: int, x: Tensor) -> tuple[Tensor, list[Any]]:
-    """G(y) = y + Σ H_i k_i after p passes k ← f(y + M k), and what the passes leave on their tapes."""
+class Pass(NamedTuple):
+    """One pass of a Picard iteration: where f was evaluated, and what it keeps."""
+
+    y: Tensor
+    kept: Any
+
+
+def _picard(field: Field, program: Picard, offset: int, x: Tensor) -> tuple[Tensor, list[Pass]]:
+    """G(y) = y + Σ H_i k_i after p passes k ← f(y + M k), and what the passes leave."""
     parts = range(offset, offset + len(program.lengths))
     M, H = _picard_matrix(program, x)
     k, kept = field.batch(parts, x)
-    tapes = [kept]
+    passes = [Pass(x, kept)]
     for _ in range(program.passes - 1):
-        k, kept = field.batch(parts, x + torch.tensordot(M, k, 1))
-        tapes.append(kept)
-    return x + torch.tensordot(H, k, 1), tapes
+        y = x + torch.tensordot(M, k, 1)
+        k, kept = field.batch(parts, y)
+        passes.append(Pass(y, kept))
+    return x + torch.tensordot(H, k, 1), passes
 
 
-def _picard_pull(field: Field, program: Picard, offset: int, z: Tensor, tapes: list[Any]) -> Tensor:
+def _picard_tangent(
+    field: Field, program: Picard, offset: int, dot: Tensor, at: tuple[Sequence[Pass], Any]
+) -> Tensor:
+    """The linearised `_picard` at its passes, for a change of the weights."""
+    parts = range(offset, offset + len(program.lengths))
+    M, H = _picard_matrix(program, dot)
+    passes, delta = at
+    y_dot = k_dot = dot
+    for y, kept in passes:
+        k_dot = field.batch_tangent(parts, y, y_dot, kept, delta)
+        y_dot = dot + torch.tensordot(M, k_dot, 1)
+    return dot + torch.tensordot(H, k_dot, 1)
+
+
+def _picard_pull(field: Field, program: Picard, offset: int, z: Tensor, passes: Sequence[Pass]) -> Tensor:
     """The transpose of the linearised `_picard`, passes in reverse."""
     parts = range(offset, offset + len(program.lengths))
     M, H = _picard_matrix(program, z)
     bar, k_bar = z, torch.tensordot(H[:, None], z, 1)
-    for i in reversed(range(len(tapes))):
-        y_bar = field.batch_pull(parts, k_bar.contiguous(), tapes[i])
+    for i in reversed(range(len(passes))):
+        y_bar = field.batch_pull(parts, k_bar.contiguous(), passes[i].kept)
         bar = bar + y_bar.sum(0, keepdim=True)
         if i:
             k_bar = torch.tensordot(M.t(), y_bar, 1)

@@ -8,7 +8,6 @@ Broadcasts carry (batch, *features) once each; everything else stays on its slab
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from lpnet import hierarchy
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import Span, Weights, parts, restrict
+from lpnet.direction import Direction
 from lpnet.fields import Field
 from lpnet.mgrit import Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
@@ -32,11 +32,16 @@ MakeFields = Callable[[Weights, Sequence[int]], dict[str, Field]]
 
 @dataclass
 class Solution:
-    """What a forward solve leaves for the adjoint: one tape for each micro-batch, and the state before the lift."""
+    """What a forward solve leaves for the adjoint: one tape for each micro-batch, and the state before the lift.
+
+    With `again`, adjoints leave all there is for further ones.
+    """
 
     tapes: list[Tape]
     x: Tensor
     info: Info
+    again: bool = False
+    linear: bool = False  # the coarse steps of the adjoint are linearised
 
 
 @dataclass
@@ -72,36 +77,6 @@ class _AdjointFine:
 
     def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
         return self.layers.pull(self.total - i1, self.total - i0, u, self.tape, self.last)
-
-
-class Direction:
-    """Order of ranks and slab starts as the forward or the adjoint solve sees them."""
-
-    def __init__(self, slab: Slab, adjoint: bool) -> None:
-        self.slab, self.adjoint = slab, adjoint
-        size, n = slab.comm.size, slab.layers
-        self.order = list(reversed(range(size))) if adjoint else list(range(size))
-        self.starts = [n - s for s in reversed(slab.starts)] if adjoint else list(slab.starts)
-        busy = [r for r in self.order if slab.counts[r]]
-        self.first, self.last = busy[0], busy[-1]
-        place = busy.index(slab.comm.rank) if slab.comm.rank in busy else None
-        self.previous = busy[place - 1] if place else None
-        self.next = busy[place + 1] if place is not None and place + 1 < len(busy) else None
-
-    def levels(self, options: MGRIT) -> list[tuple[int, ...]]:
-        """Bounds of the levels in this direction."""
-        found = hierarchy.bounds(self.slab.layers, options)
-        return hierarchy.mirrored(found) if self.adjoint else found
-
-    def spans(self, bound: tuple[int, ...]) -> list[Span]:
-        """Spans of the steps of one level in the layer index, first layer first."""
-        n = self.slab.layers
-        spans = list(pairwise(bound))
-        return [(n - b, n - a) for a, b in reversed(spans)] if self.adjoint else spans
-
-    def owners(self, spans: Sequence[Span]) -> list[int]:
-        """Rank of each step: that of the layer which this direction meets first."""
-        return [self.slab.owner(b - 1 if self.adjoint else a) for a, b in spans]
 
 
 class Engine:
@@ -141,25 +116,47 @@ class Engine:
         return self.comm.bcast_(y.contiguous(), self.ahead.last), solution, carry
 
     def _chain(self, prepared: Prepared, x: Tensor, micro_batches: int, keep: bool) -> tuple[Tensor | None, Solution]:
-        layers, ahead = prepared.layers, self.ahead
-        info = Info("serial", [0.0])
-        solution = Solution([], x, info)
-        ends: list[Tensor] = []
-        for q, part in enumerate(layers.split(x, micro_batches)):
+        layers, slab = prepared.layers, self.slab
+        parts = layers.split(x, micro_batches)
+        tapes = [layers.tape(part if keep else None) for part in parts]
+
+        def through(q: int, u: Tensor) -> Tensor:
+            return layers.run(slab.lo, slab.hi, u, tapes[q])
+
+        end, info = self.chain(self.ahead, layers, parts, lambda q, part: layers.lift(part), through)
+        return end, Solution(tapes, x, info)
+
+    def chain(
+        self,
+        direction: Direction,
+        layers: Layers,
+        parts: Sequence[Tensor],
+        enter: Callable[[int, Tensor], Tensor],
+        through: Callable[[int, Tensor], Tensor],
+    ) -> tuple[Tensor | None, Info]:
+        """Parts q of the batch through all ranks, one behind the other; the result is on the last rank.
+
+        Args:
+            direction: the order of the ranks.
+            layers: of this rank.
+            parts: states, known on every rank; what the first one starts from, a template for the others.
+            enter: (q, part) -> the state in which the first rank begins.
+            through: (q, state) -> the state after this rank's layers.
+        """
+        info, ends = Info("serial", [0.0]), []
+        for q, part in enumerate(parts):
             layers.micro_batch(q)
-            tape = layers.tape(part if keep else None)
-            solution.tapes.append(tape)
             if not layers.n:
                 continue
-            u = layers.lift(part) if ahead.previous is None else self.comm.recv(part, ahead.previous)
-            u = layers.run(self.slab.lo, self.slab.hi, u, tape)
+            before = direction.previous
+            u = through(q, enter(q, part) if before is None else self.comm.recv(part, before))
             info.evaluations += layers.n
             info.layers += layers.n
-            if ahead.next is not None:
-                self.comm.send(u, ahead.next)
+            if direction.next is not None:
+                self.comm.send(u, direction.next)
             else:
                 ends.append(u)
-        return (layers.join(ends) if ends else None), solution
+        return (layers.join(ends) if ends else None), info
 
     def _mgrit(
         self,
@@ -178,13 +175,13 @@ class Engine:
             x0 = self.comm.bcast_(x0.contiguous(), ahead.first)
             guess = [x0] * (levels[0].coarse_hi - levels[0].coarse_lo)
         tape = layers.tape(x if keep else None)
-        coarse = [self._coarse(prepared, ahead, bound, options) for bound in bounds[1:]]
+        coarse = [self.coarse(prepared, ahead, bound, options) for bound in bounds[1:]]
         steps = [c.step if c else _nothing for c in coarse]
         solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm)
-        end = solver.solve(x0, guess, self._total(ahead, bounds))
+        end = solver.solve(x0, guess, self.total(ahead, bounds))
         return end, Solution([tape], x, solver.info), _carry(solver)
 
-    def _coarse(
+    def coarse(
         self, prepared: Prepared, direction: Direction, bound: tuple[int, ...], options: MGRIT
     ) -> CoarseSteps | None:
         """Coarse steps of this rank on one level, shared by all solves that need the same; None where it has none."""
@@ -212,7 +209,7 @@ class Engine:
         """Coefficients of the weights of a coarse step over a span of layers."""
         return self.stepper.rows(_lengths(span, options), options)
 
-    def _total(
+    def total(
         self, direction: Direction, bounds: list[tuple[int, ...]]
     ) -> Callable[[np.ndarray], np.ndarray]:
         """Sum of rows over all C-points in the order of the direction, the same for every number of ranks."""
@@ -262,24 +259,15 @@ class Engine:
     def _chain_back(
         self, prepared: Prepared, solution: Solution, z: Tensor, micro_batches: int, gradients: bool
     ) -> tuple[Tensor | None, Info]:
-        layers, back = prepared.layers, self.back
-        info = Info("serial", [0.0])
-        bars: list[Tensor] = []
+        layers, slab = prepared.layers, self.slab
         xs = layers.split(solution.x, micro_batches)
         tapes = layers.retape(solution.tapes, len(xs), solution.x)
-        for q, (part, x, tape) in enumerate(zip(layers.split(z, micro_batches), xs, tapes, strict=True)):
-            layers.micro_batch(q)
-            if not layers.n:
-                continue
-            u = part if back.previous is None else self.comm.recv(part, back.previous)
-            u = layers.pull(self.slab.lo, self.slab.hi, u, tape, gradients)
-            info.evaluations += layers.n
-            info.layers += layers.n
-            if back.next is not None:
-                self.comm.send(u, back.next)
-            else:
-                bars.append(layers.pull_lift(x, u, gradients))
-        return (layers.join(bars) if bars else None), info
+
+        def through(q: int, u: Tensor) -> Tensor:
+            u = layers.pull(slab.lo, slab.hi, u, tapes[q], gradients)
+            return u if self.back.next is not None else layers.pull_lift(xs[q], u, gradients)
+
+        return self.chain(self.back, layers, layers.split(z, micro_batches), lambda q, part: part, through)
 
     def _mgrit_back(
         self,
@@ -297,17 +285,18 @@ class Engine:
         levels = hierarchy.build(bounds, back.starts, back.order, self.comm.rank)
         if options.initial == "constant":
             guess = [z] * (levels[0].coarse_hi - levels[0].coarse_lo)
-        coarse = [self._coarse(prepared, back, bound, options) for bound in bounds[1:]]
-        for steps, bound in zip(coarse, bounds[1:], strict=True):
+        coarse = [self.coarse(prepared, back, bound, options) for bound in bounds[1:]]
+        for steps, bound in zip(coarse, bounds[1:] if not solution.linear else (), strict=False):
             self._linearize(steps, layers, tape, bound, z)
-        if self.how.store != "cpoints":
+        solution.linear = solution.again
+        if self.how.store != "cpoints" and not solution.again:
             tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
         pulls = [_reversed_pull(c, len(b) - 2) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
         fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
         solver = Solver(options, levels, fine, pulls, self.comm)
-        end = solver.solve(z, guess, self._total(back, bounds))
+        end = solver.solve(z, guess, self.total(back, bounds))
         for steps in coarse:
-            if steps is not None:
+            if steps is not None and not solution.again:
                 steps.forget()
         bar = layers.pull_lift(solution.x, end, gradients) if end is not None else None
         return bar, solver.info, _carry(solver)

@@ -10,20 +10,20 @@ argument, so that J is the same linear map every time.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lpnet import hierarchy
+from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import restrict
 from lpnet.control import Schedule, exact_of
 from lpnet.errors import InputError
-from lpnet.mgrit import Info, Solver
+from lpnet.mgrit import Solver
 from lpnet.options import MGRIT, SolverOptions
-from lpnet.propagator import Tape
 from lpnet.step import Step, Trunk
-from lpnet.tangent import Deltas, TangentLayers, TangentSteps
+from lpnet.tangent import Deltas, TangentLayers
+from lpnet.tape import Tape
 
 Weights = dict[str, Tensor]
 
@@ -40,10 +40,35 @@ class _Fine:
 
 
 class _Level:
-    """The linearised coarse steps of one level, and the mean weights that they have."""
+    """The coarse steps of one level, linearised, with a change of their weights.
 
-    def __init__(self, steps: TangentSteps | None, restricted: Callable[[Weights], Weights], theta: Weights) -> None:
-        self.steps, self.restrict, self.theta = steps, restricted, restricted(theta)
+    Args:
+        steps: those of this rank; None where it has none.
+        restricted: weights of its coarse steps from those of the layers; collective.
+        directions: changes of weights as fields hold them, from weights and their changes.
+        theta: weights of the local layers.
+    """
+
+    def __init__(
+        self,
+        steps: CoarseSteps | None,
+        restricted: Callable[[Weights], Weights],
+        directions: Callable[[Weights, Weights], Deltas],
+        theta: Weights,
+    ) -> None:
+        self.steps, self._restricted, self._directions = steps, restricted, directions
+        self._theta = restricted(theta)
+        self._deltas: Deltas = None
+
+    def change(self, delta: Weights | None) -> None:
+        """The change of the local layers' weights; collective."""
+        mean = None if delta is None else self._restricted(delta)
+        self._deltas = None if mean is None or self.steps is None else self._directions(self._theta, mean)
+
+    def step(self, k: int, dot: Tensor) -> Tensor:
+        """The change of G_k."""
+        assert self.steps is not None
+        return self.steps.tangent(k, dot, self._deltas)
 
 
 class Linearization:
@@ -64,8 +89,9 @@ class Linearization:
         out, self._solution = self._step.forward(self._schedule.forward, True)
         self.output = self._step.unpacked(out)
         self.info = self.product = self._solution.info
+        self._solution.again = True
         self._engine, self._prepared = trunk._engine, self._step.prepared
-        self._starts = [tape.starts for tape in self._solution.tapes]
+        self._layers = TangentLayers(self._prepared.layers)
         self._levels: list[_Level] | None = None
 
     def tangent(self, dy: Tensor | None, dtheta: Sequence[Tensor] | None) -> Tensor:
@@ -84,7 +110,6 @@ class Linearization:
         self._check(dy, dtheta)
         delta = None if dtheta is None else dict(zip(self.trunk.theta, (t.detach() for t in dtheta), strict=True))
         dot = self._step._packed(torch.zeros_like(self.output) if dy is None else dy)
-        self._remember()
         end = self._solve(dot, delta)
         self.trunk.info.layer_evaluations += self.product.layers
         out = end[0] if end is not None else torch.empty_like(dot[0])
@@ -104,7 +129,6 @@ class Linearization:
         """
         self._check(bar, None)
         step, trunk = self._step, self.trunk
-        self._remember()
         adjoint = trunk._engine.adjoint(self._prepared, self._solution, step._packed(bar), self._schedule.adjoint)
         out, self.product, _ = adjoint
         trunk.info.layer_evaluations += self.product.layers
@@ -118,95 +142,66 @@ class Linearization:
         if dtheta is not None and [tuple(t.shape) for t in dtheta] != shapes:
             raise InputError(f"dtheta: shapes {[tuple(t.shape) for t in dtheta]} given, {shapes} allowed")
 
-    def _remember(self) -> None:
-        """An adjoint drops the states at which the segments start."""
-        for tape, starts in zip(self._solution.tapes, self._starts, strict=True):
-            tape.starts = starts
-
     # ---- the linearised forward solve ----------------------------------------------------------------------------
-
-    def _deltas(self, theta: Weights, delta: Weights | None) -> Deltas:
-        return None if delta is None else self.trunk._stack.directions(theta, delta)
 
     def _solve(self, dot: Tensor, delta: Weights | None) -> Tensor | None:
         options, engine = self._schedule.forward, self._engine
-        layers = TangentLayers(self._prepared.layers, self._deltas(self._prepared.theta, delta))
+        self._layers.deltas = None if delta is None else self.trunk._stack.directions(self._prepared.theta, delta)
         bounds = engine.ahead.levels(options) if isinstance(options, MGRIT) else []
         if len(bounds) < 2:
-            return self._chain(layers, dot)
+            return self._chain(dot)
         assert isinstance(options, MGRIT)
-        return self._mgrit(layers, dot, delta, options, bounds)
+        return self._mgrit(dot, delta, options, bounds)
 
-    def _chain(self, layers: TangentLayers, dot: Tensor) -> Tensor | None:
+    def _chain(self, dot: Tensor) -> Tensor | None:
         """The exact layers, in the parts of the batch in which the states were propagated."""
-        exact, ahead, slab = self._prepared.layers, self._engine.ahead, self._engine.slab
-        self.product = info = Info("serial", [0.0])
-        ends: list[Tensor] = []
-        xs, dots = (exact.split(t, len(self._solution.tapes)) for t in (self._solution.x, dot))
-        for q, (x, u, tape) in enumerate(zip(xs, dots, self._solution.tapes, strict=True)):
-            exact.micro_batch(q)
-            if not exact.n:
-                continue
-            v = layers.lift(x, u) if ahead.previous is None else self._engine.comm.recv(u, ahead.previous)
-            v = layers.run(slab.lo, slab.hi, v, tape)
-            info.evaluations += exact.n
-            info.layers += exact.n
-            if ahead.next is not None:
-                self._engine.comm.send(v, ahead.next)
-            else:
-                ends.append(v)
-        return exact.join(ends) if ends else None
+        exact, slab, tapes = self._prepared.layers, self._engine.slab, self._solution.tapes
+        xs, dots = (exact.split(t, len(tapes)) for t in (self._solution.x, dot))
+
+        def enter(q: int, part: Tensor) -> Tensor:
+            return self._layers.lift(xs[q], part)
+
+        def through(q: int, u: Tensor) -> Tensor:
+            return self._layers.run(slab.lo, slab.hi, u, tapes[q])
+
+        end, self.product = self._engine.chain(self._engine.ahead, exact, dots, enter, through)
+        return end
 
     def _mgrit(
-        self, layers: TangentLayers, dot: Tensor, delta: Weights | None, options: MGRIT, bounds: list[tuple[int, ...]]
+        self, dot: Tensor, delta: Weights | None, options: MGRIT, bounds: list[tuple[int, ...]]
     ) -> Tensor | None:
         engine, ahead, comm = self._engine, self._engine.ahead, self._engine.comm
         self._prepared.layers.micro_batch(0)
         levels = hierarchy.build(bounds, ahead.starts, ahead.order, comm.rank)
-        dot = layers.lift(self._solution.x, dot) if comm.rank == ahead.first else dot
+        dot = self._layers.lift(self._solution.x, dot) if comm.rank == ahead.first else dot
         guess = None
         if options.initial == "constant":
             guess = [comm.bcast_(dot, ahead.first)] * (levels[0].coarse_hi - levels[0].coarse_lo)
-        steps = [self._coarse(level, delta) for level in self._linearized(options, bounds)]
-        fine = _Fine(layers, self._solution.tapes[0])
-        solver = Solver(options, levels, fine, steps, comm)
-        end = solver.solve(dot, guess, engine._total(ahead, bounds))
+        if self._levels is None:
+            self._levels = [self._linearize(options, bound) for bound in bounds[1:]]
+        for level in self._levels:
+            level.change(delta)
+        fine = _Fine(self._layers, self._solution.tapes[0])
+        solver = Solver(options, levels, fine, [level.step for level in self._levels], comm)
+        end = solver.solve(dot, guess, engine.total(ahead, bounds))
         self.product = solver.info
         return end
 
-    def _coarse(self, level: _Level, delta: Weights | None) -> Callable[[int, Tensor], Tensor]:
-        """The coarse step of a level for this change of the weights."""
-        mean = None if delta is None else level.restrict(delta)
-        if level.steps is None:
-            return _nothing
-        level.steps.deltas = None if mean is None else self._deltas(level.theta, mean)
-        return level.steps.step
-
-    def _linearized(self, options: MGRIT, bounds: list[tuple[int, ...]]) -> list[_Level]:
-        """Coarse steps linearised at the states of the last forward sweep; made once."""
-        if self._levels is None:
-            self._levels = [self._linearize(options, bound) for bound in bounds[1:]]
-        return self._levels
-
     def _linearize(self, options: MGRIT, bound: tuple[int, ...]) -> _Level:
+        """Coarse steps of a level at the states of the last forward sweep."""
         engine, ahead = self._engine, self._engine.ahead
         spans = ahead.spans(bound)
         owners = ahead.owners(spans)
-        restricted = partial(_restricted, spans, owners, engine.slab, options)
-        coarse = engine._coarse(self._prepared, ahead, bound, options)
-        steps = None if coarse is None else TangentSteps(coarse)
+        rows = partial(engine.rows, options)
+        steps = engine.coarse(self._prepared, ahead, bound, options)
         for k, ((a, _), owner) in enumerate(zip(spans[:-1], owners, strict=False)):  # nobody needs the last one's end
             if steps is not None and owner == engine.comm.rank:
                 steps.linearize(k, self._prepared.layers.state(a, self._solution.tapes[0]))
-        return _Level(steps, restricted, self._prepared.theta)
 
+        def restricted(theta: Weights) -> Weights:
+            return restrict(theta, spans, owners, engine.slab, rows)
 
-def _restricted(spans: Any, owners: Any, slab: Any, options: MGRIT, theta: Weights) -> Weights:
-    return restrict(theta, spans, owners, slab, options)
-
-
-def _nothing(k: int, u: Tensor) -> Tensor:
-    raise AssertionError(f"coarse step {k} on a rank that has none")
+        return _Level(steps, restricted, self.trunk._stack.directions, self._prepared.theta)
 
 
 def schedule_of(trunk: Trunk) -> Schedule:

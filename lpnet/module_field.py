@@ -96,7 +96,8 @@ class ModuleField:
         target.view.add_(k.detach(), alpha=w)
 
     def remove(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
-        target.view.sub_(tape[at], alpha=w)
+        kept = tape[at]
+        target.view.sub_(kept[1].detach() if isinstance(kept, tuple) else kept, alpha=w)
 
     def pull(self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any) -> None:
         if isinstance(kept, tuple):

@@ -1,11 +1,12 @@
-"""Programs at work: instructions on slots, forward, and backward on the slots' cotangents.
+"""Programs at work: instructions on slots, forward, on the slots' changes, and backward on their cotangents.
 
-    forward     slot[target] = slot[start] + w f(slot[source])        slot[target] = Σ c slot[s]
-    backward    bar[source] += w (∂f/∂y)ᵀ bar[target]                 bar[s] += c bar[target]
+    forward     slot[target] = slot[start] + w f(slot[source])                          slot[target] = Σ c slot[s]
+    tangent     dot[target] = dot[start] + w (∂f/∂y dot[source] + ∂f/∂θ δθ)             dot[target] = Σ c dot[s]
+    backward    bar[source] += w (∂f/∂y)ᵀ bar[target]                                   bar[s] += c bar[target]
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -83,6 +84,45 @@ def replay(
         if step.start is not None:
             slots[step.target].view.copy_(slots[step.start].view)
         fields[step.term].remove(j + step.part, source, slots[step.target], -step.w, keep, 0)
+
+
+class Pairs(NamedTuple):
+    """Slots and their changes. `spare`: one slot more, for f evaluated anew; None: what is kept is still valid."""
+
+    slots: Sequence[Slot]
+    dots: Sequence[Slot]
+    spare: Slot | None
+
+
+def tangent(
+    program: Steps, fields: Fields, pairs: Pairs, j: int, keeps: Sequence[Kept], deltas: Mapping[str, Any] | None
+) -> None:
+    """Do a program with its changes.
+
+    Args:
+        program: instructions.
+        fields: term -> field.
+        pairs: slots, which are replayed from the tapes or evaluated, and their changes.
+        j: weights of part 0.
+        keeps: for each instruction a tape of one place.
+        deltas: term -> change of the weights as its field holds them; None for none.
+    """
+    slots, dots, spare = pairs
+    for step, keep in zip(program, keeps, strict=True):
+        if isinstance(step, Mix):
+            mix(step, slots)
+            mix(step, dots)
+            continue
+        field, at, target = fields[step.term], j + step.part, slots[step.target]
+        source, dot = slots[step.source], dots[step.source].view
+        if spare is not None:
+            field.add(at, source, spare, 0.0, keep, 0)
+        if step.start is not None:
+            target.view.copy_(slots[step.start].view)
+            dots[step.target].view.copy_(dots[step.start].view)
+        delta = None if deltas is None else deltas[step.term]
+        field.tangent(at, source, dot, dots[step.target].view, step.w, keep[0], delta)
+        field.remove(at, source, target, -step.w, keep, 0)
 
 
 def backward(

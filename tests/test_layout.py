@@ -22,7 +22,7 @@ TIERS = (
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps",),
     ("stability", "tangent"),
-    ("mgrit", "recall", "stack"),
+    ("direction", "mgrit", "recall", "stack"),
     ("engine",),
     ("clock",),
     ("cost",),

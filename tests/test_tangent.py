@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lpnet import MGRIT
+from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import parts, restrict
-from lpnet.propagator import CoarseSteps, Layers
+from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
-from lpnet.tangent import TangentLayers, TangentSteps
+from lpnet.tangent import TangentLayers
 
 N, WIDTH, BATCH, H = 7, 4, 5, 0.4
 Weights = dict[str, Tensor]
@@ -40,7 +41,8 @@ class Made:
         self.stack = Stack(module, self.stepper)
         self.net = Net(kind, self.theta, H, activation, gamma=0.2, start=start)
         self.layers = Layers(self.stepper, self.stack.fields(self.theta), H, 0, N)
-        self.tangent = TangentLayers(self.layers, self.stack.directions(self.theta, self.delta))
+        self.tangent = TangentLayers(self.layers)
+        self.tangent.deltas = self.stack.directions(self.theta, self.delta)
 
     def state(self, seed: int) -> Tensor:
         return normal(self.stepper.memory, BATCH, WIDTH, seed=seed)
@@ -117,9 +119,10 @@ def test_layers(kind: str, activation: str) -> None:
         expected = made.formula(step, starts[a], expected)
         still = made.formula(step, starts[a], still, change=False)
     assert error(made.tangent.run(0, 7, packed(dot), tape), packed(expected)) < 1e-12
-    assert error(TangentLayers(made.layers, None).run(0, 7, packed(dot), tape), packed(still)) < 1e-12
     middle = made.formula(partial(_run, 4, 5), run(made.net, 3, 4, starts[3]), dot)
     assert error(made.tangent.run(4, 5, packed(dot), tape), packed(middle)) < 1e-12
+    made.tangent.deltas = None
+    assert error(made.tangent.run(0, 7, packed(dot), tape), packed(still)) < 1e-12
 
 
 @pytest.mark.parametrize("start", ["half", "zero"])
@@ -133,18 +136,18 @@ def test_lift(start: str) -> None:
 def test_coarse_steps(kind: str, how: str) -> None:
     """The change of θ̄ comes from the layers' in the same way as θ̄ itself."""
     made, options, spans = Made(kind), MGRIT(**COARSE[how]), [(0, 4), (4, 7)]
+    cuts = {span: tuple(q - p for p, q in parts(span, options.samples)) for span in spans}
+    rows = {span: made.stepper.rows(cut, options) for span, cut in cuts.items()}
     slab = Slab(N, Comm())
-    theta, delta = (restrict(w, spans, [0, 0], slab, options) for w in (made.theta, made.delta))
-    cuts = [tuple(q - p for p, q in parts(span, options.samples)) for span in spans]
-    programs = [made.stepper.coarse(cut, H, options) for cut in cuts]
-    steps = TangentSteps(CoarseSteps(made.stepper.memory, made.stack.fields(theta), programs, 0))
+    theta, delta = (restrict(w, spans, [0, 0], slab, rows.__getitem__) for w in (made.theta, made.delta))
+    programs = [made.stepper.coarse(cut, H, options) for cut in cuts.values()]
+    fields = made.stack.fields(theta)
+    steps = CoarseSteps(made.stepper.memory, fields, programs, [len(r) for r in rows.values()], 0)
     xs = [made.state(1), made.state(2)]
     for k, x in enumerate(xs):
         steps.linearize(k, packed(x))
     for deltas in (made.stack.directions(theta, delta), None):
-        steps.deltas = deltas
         for k, (a, b) in enumerate(spans):
             dot = made.state(30 + k)
-            step = partial(_coarse, a, b, options)
-            expected = made.formula(step, xs[k], dot, deltas is not None)
-            assert error(steps.step(k, packed(dot)), packed(expected)) < 1e-12
+            expected = made.formula(partial(_coarse, a, b, options), xs[k], dot, deltas is not None)
+            assert error(steps.tangent(k, packed(dot), deltas), packed(expected)) < 1e-12
