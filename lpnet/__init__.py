@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpnet import dynamics, multilevel, optim, regularizers, steppers, uncaught
 from lpnet.control import Adaptive
+from lpnet.controls import Controls
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.mgrit import Info
 from lpnet.module import LayerParallel
@@ -46,6 +47,7 @@ def load(path: str | Path, comm: Any = None, device: str = "cpu") -> "Network":
 __all__ = [
     "MGRIT",
     "Adaptive",
+    "Controls",
     "Info",
     "InputError",
     "LayerParallel",

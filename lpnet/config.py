@@ -24,6 +24,7 @@ from lpnet.choices import (
     require,
     whole,
 )
+from lpnet.controls import Controls
 from lpnet.data import DataOptions
 from lpnet.dynamics.hamiltonian import FORMS
 from lpnet.errors import InputError
@@ -55,6 +56,9 @@ class Trunk:
         init: initial weights: constant in the layer index, or random in each layer.
         opening: how features become a state: linear (a trained layer), pad (with zeros), auto (pad if there are as
             many features as the trunk is wide, else linear).
+        controls: number of control points that all layers share, at most as many as layers; null: each layer has
+            weights of its own.
+        basis: of controls: constant, linear, or (cubic) spline in time. Default linear.
         gamma: of dense and antisymmetric: damping γ of σ((K − γI)y + b), σ((K − Kᵀ − γI)y + b). Default 0.
         hidden: of two_layer and double_symmetric: width between the two matrices. Default: that of the trunk.
         form: of hamiltonian: slides (−σ(Ky + b), σ(Kᵀz + b)), or package (K and Kᵀ exchanged). Default slides.
@@ -69,6 +73,8 @@ class Trunk:
     activation: str = "tanh"
     init: Literal["constant", "random"] = "constant"
     opening: Literal["auto", "linear", "pad"] = "auto"
+    controls: int | None = None
+    basis: Literal["constant", "linear", "spline"] | None = None
     gamma: float | None = None
     hidden: int | None = None
     form: Literal["slides", "package"] | None = None
@@ -89,6 +95,12 @@ class Trunk:
             one_of("trunk.stepper", self.stepper, steppers.REGISTRY)
             fitting = fitting_steppers(self.dynamics)
             require(self.stepper in fitting, "trunk.stepper", self.stepper, f"{', '.join(fitting)} for {self.dynamics}")
+        whole("trunk.controls", self.controls, 1)
+        allowed = f"at most {self.layers} for {self.layers} layers"
+        require(self.controls is None or self.controls <= self.layers, "trunk.controls", self.controls, allowed)
+        if self.basis is not None:
+            one_of("trunk.basis", self.basis, ("constant", "linear", "spline"))
+            require(self.controls is not None, "trunk.basis", self.basis, "null without trunk.controls")
         number("trunk.gamma", self.gamma)
         whole("trunk.hidden", self.hidden, 1)
         if self.form is not None:
@@ -108,8 +120,15 @@ class Trunk:
         """The keys that belong to this dynamics and this stepper, with their defaults."""
         return trunk_options(self.dynamics, self.stepper_name)
 
+    @property
+    def control_grid(self) -> Controls | None:
+        """The options of `lpnet.Controls`; None: each layer has weights of its own."""
+        return None if self.controls is None else Controls(self.controls, self.basis or Controls.basis)
+
     def resolved(self) -> "Trunk":
         """With the stepper, and what was left to its and the dynamics' defaults, written out."""
+        if self.controls is not None and self.basis is None:
+            return dataclasses.replace(self, basis=Controls.basis).resolved()
         missing = {k: v for k, v in self.own_options.items() if getattr(self, k) is None}
         return dataclasses.replace(self, stepper=self.stepper_name, **missing)
 

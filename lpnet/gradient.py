@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lpnet.control import Controller, Report, Schedule, Signals, exact_of, reduction
+from lpnet.controls import squares
 from lpnet.errors import InputError
 from lpnet.mgrit import Info
-from lpnet.slab import layer_squares
 from lpnet.step import Gradient, Step, Trial, Trunk
 
 
@@ -80,9 +80,7 @@ def _checked(step: Step, check: Check) -> Gradient:
 
 def _norms(trunk: Trunk, found: list[Gradient]) -> list[float]:
     """Norms of the weight gradients of all layers, summed in layer order."""
-    n = len(trunk.local_layers)
-    rows = [sum((layer_squares(w) for w in g.weights), torch.zeros(n, dtype=torch.float64)) for g in found]
-    return [math.sqrt(s) for s in trunk._slab.sums(torch.stack(rows, dim=1)).tolist()]
+    return squares(trunk.grid, [g.weights for g in found]).sqrt().tolist()
 
 
 def _errors(trunk: Trunk, found: list[Gradient]) -> list[float]:

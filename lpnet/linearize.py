@@ -108,7 +108,8 @@ class Linearization:
             InputError: a shape does not fit.
         """
         self._check(dy, dtheta)
-        delta = None if dtheta is None else dict(zip(self.trunk.theta, (t.detach() for t in dtheta), strict=True))
+        theta = self.trunk.theta
+        delta = None if dtheta is None else self.trunk.grid.expand(dict(zip(theta, dtheta, strict=True)))
         dot = self._step._packed(torch.zeros_like(self.output) if dy is None else dy)
         end = self._solve(dot, delta)
         self.trunk.info.layer_evaluations += self.product.layers
@@ -132,8 +133,7 @@ class Linearization:
         adjoint = trunk._engine.adjoint(self._prepared, self._solution, step._packed(bar), self._schedule.adjoint)
         out, self.product, _ = adjoint
         trunk.info.layer_evaluations += self.product.layers
-        grads = trunk._stack.gradients(self._prepared.theta, dict(self._prepared.layers.fields))
-        return step.unpacked(out), grads
+        return step.unpacked(out), trunk._gradients(self._prepared)
 
     def _check(self, y: Tensor | None, dtheta: Sequence[Tensor] | None) -> None:
         if y is not None and y.shape != self.output.shape:

@@ -72,7 +72,7 @@ def prepare(trunk: LayerParallel, y: Tensor) -> tuple[Prepared, Tensor]:
         seeds = [seed_of(trunk.seed, 0, j) for j in layers] if random else None  # calls of the trunk count from 1
         return trunk._stack.fields(theta, seeds)
 
-    prepared = trunk._engine.prepare({name: p.detach() for name, p in trunk.theta.items()}, fields)
+    prepared = trunk._engine.prepare(trunk.layer_weights(), fields)
     return prepared, packed(prepared, y)
 
 
@@ -111,7 +111,7 @@ def _once(trunk: LayerParallel, batch: Tensor) -> None:
     """What a step does with the weights of all layers besides the solves."""
     prepared, _ = prepare(trunk, batch)
     prepared.layers.reset_grads()
-    trunk._stack.gradients(dict(trunk.theta), dict(prepared.layers.fields))
+    trunk._stack.gradients(prepared.theta, dict(prepared.layers.fields))
 
 
 def _solves(layers: Layers, n: int, x: Tensor) -> dict[str, Act]:

@@ -1,7 +1,7 @@
 """``model.h5``: a trained network in HDF5, readable on any number of ranks and without MPI. Nothing is pickled.
 
 /                  attributes: format, schema, lpnet (version), config (JSON), features, classes, layers
-/trunk/NAME        weights of all layers, (N, ...): the first axis is the layer
+/trunk/NAME        weights of all layers, (N, ...): the first axis is the layer; or control points, (C, ...)
 /opening/NAME      weights of the opening layer (no such group without weights)
 /classifier/NAME   weights of the classifier
 /examples/shift    what is subtracted from raw features, (features,) or (1,)
@@ -70,13 +70,15 @@ def _write(file: h5py.File, net: Network, layers: dict[str, Tensor]) -> None:
             "layers": net.trunk.layers,
         }
     )
+    axis = net.trunk.grid.axis
     own = {"opening": net.opening.state_dict(), "trunk": layers, "classifier": net.classifier.state_dict()}
     for part, weights in own.items():
         for name, value in weights.items():
             file[f"{part}/{name}"] = value.cpu().numpy()
             if part == "trunk":
-                file[f"{part}/{name}"].dims[0].label = "layer"
-    file["trunk"].attrs["axes"] = "the first axis of each data set is the layer, 0 to layers - 1"
+                file[f"{part}/{name}"].dims[0].label = axis
+    many = net.trunk.layers if net.trunk.controls is None else net.trunk.controls.points
+    file["trunk"].attrs["axes"] = f"the first axis of each data set is the {axis}, 0 to {many - 1}"
     file["examples/shift"], file["examples/scale"] = net.examples.shift, net.examples.scale
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lpnet import plain
 from lpnet.control import Adaptive, Controller
+from lpnet.controls import Controls, grid_of
 from lpnet.cost import slab_unit
 from lpnet.engine import Engine, Prepared
 from lpnet.errors import InputError
@@ -51,6 +52,7 @@ class LayerParallel(nn.Module):
             (the adjoint equation discretised on its own, whose gradient differs from it by O(h); Euler only).
         store: what the adjoint finds of the states: "all", "cpoints" (a segment is run again when it is pulled back)
             or "reverse" (reversible steppers undo their steps; with `Serial` memory does not depend on N).
+        controls: `lpnet.Controls`, a control grid coarser than the layers; None: each layer has weights of its own.
         control: `lpnet.Adaptive` chooses the cycles of training steps; None: the solvers as they are.
 
     Shapes: (batch, *features) to the same; the same on every rank.
@@ -76,6 +78,7 @@ class LayerParallel(nn.Module):
         gradient: Literal["discrete", "continuous"] = "discrete",
         store: Store = "all",
         control: Adaptive | None = None,
+        controls: Controls | None = None,
     ) -> None:
         super().__init__()
         self.stepper = stepper if stepper is not None else Euler()
@@ -91,12 +94,15 @@ class LayerParallel(nn.Module):
         self.exact = False
         self.info = Infos()
         dtype = dtype if dtype is not None else torch.get_default_dtype()
+        if controls is not None and not isinstance(controls, Controls):
+            raise InputError(f"controls: {controls!r} given, an lpnet.Controls or None allowed")
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype: {dtype} given, torch.float32 or torch.float64 allowed")
         self._stack = Stack(dynamics, self.stepper)
         self._stack.module.to(device=device, dtype=dtype)
         unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
         self._slab = Slab(layers, self.comm, unit)
+        self.controls, self.grid = controls, grid_of(controls, self._slab, self.T)
         self._engine = Engine(self.stepper, self.h, self._slab, How(store, gradient == "continuous"))
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
@@ -111,14 +117,15 @@ class LayerParallel(nn.Module):
             for parameter in self._stack.module.parameters():
                 self.comm.bcast_(parameter.data, 0)
         one = dict(self._stack.module.named_parameters())
-        for name, value in self._stack.initial(init, self.seed, self.local_layers).items():
+        for name, value in self._stack.initial(init, self.seed, self.grid.rows).items():
             _register(self, name, nn.Parameter(value, requires_grad=one[name].requires_grad))
             self._names.append(name)
         self._tag()
 
     def _tag(self) -> None:
         for parameter in self.theta.values():
-            parameter.lpnet_slab = self._slab  # type: ignore[attr-defined]
+            parameter.lpnet_slab = self.grid.slab  # type: ignore[attr-defined]
+            parameter.lpnet_comm = self.comm  # type: ignore[attr-defined]
 
     def steer(self, forward: SolverOptions, adjoint: SolverOptions, control: Adaptive | None) -> None:
         """From now on solve by these options, under this control; what was learnt before is forgotten.
@@ -147,8 +154,12 @@ class LayerParallel(nn.Module):
 
     @property
     def theta(self) -> dict[str, nn.Parameter]:
-        """This rank's weights, name -> (n, ...)."""
+        """This rank's parameters, name -> (n, ...); with a control grid its points, name -> (C, ...), on every rank."""
         return {name: _find(self, name) for name in self._names}
+
+    def layer_weights(self) -> dict[str, Tensor]:
+        """Weights of this rank's layers, name -> (n, ...), detached."""
+        return self.grid.expand(self.theta)
 
     def forward(self, y: Tensor) -> Tensor:
         """y_N from y_0, (batch, *features), the same on all ranks; collective."""
@@ -167,7 +178,9 @@ class LayerParallel(nn.Module):
 
         Made anew at every call: a change of the weights cannot be told reliably (``p.data``), and this is small work.
         """
-        theta = {name: p.detach().clone() if copied else p.detach() for name, p in self.theta.items()}
+        theta = self.layer_weights()
+        if copied:
+            theta = {name: t.clone() for name, t in theta.items()}
         self._watch.look(lambda: self._outlook(theta), self.comm.rank, False)
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
@@ -182,20 +195,23 @@ class LayerParallel(nn.Module):
         return outlook(self._stack.module, theta, self.stepper, self.h, self._slab)
 
     def gather_state_dict(self) -> dict[str, Tensor]:
-        """The weights of all layers, name -> (N, ...), on every rank; collective."""
-        return {name: self._slab.gather(p) for name, p in self.theta.items()}
+        """The weights of all layers, name -> (N, ...), or the control points, on every rank; collective."""
+        return {name: self.grid.gather(p) for name, p in self.theta.items()}
+
+    def _gradients(self, prepared: Prepared) -> list[Tensor]:
+        """Gradients of the parameters from those that the last adjoint left in the fields; collective."""
+        return self.grid.reduce(self._stack.gradients(prepared.theta, dict(prepared.layers.fields)))
 
     def as_sequential(self) -> nn.Sequential:
         """A plain torch copy of the whole trunk on every rank, detached from this one; collective."""
-        return plain.sequential(self._stack.module, self.stepper, self.h, self.gather_state_dict())
+        return plain.sequential(self._stack.module, self.stepper, self.h, self.grid.every_layer(self.theta))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes the global form (N layers on the leading axis, any rank count) or this rank's own layers."""
-        n = len(self.local_layers)
         for name in self._names:
             value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor) and value.ndim and len(value) == self.layers != n:
-                state_dict[prefix + name] = value[self._slab.lo : self._slab.hi]
+            if isinstance(value, Tensor):
+                state_dict[prefix + name] = self.grid.own(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LayerParallel":
@@ -208,7 +224,7 @@ class LayerParallel(nn.Module):
         """A copy with weights of its own on the same ranks (a communicator cannot be copied)."""
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
-        shared = ("comm", "_slab", "_engine", "memory", "_stack")
+        shared = ("comm", "_slab", "grid", "_engine", "memory", "_stack")
         for key, value in self.__dict__.items():
             other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         other.memory, other._stack = LastSolve(), copy.deepcopy(self._stack, memo)

@@ -113,6 +113,7 @@ def build(config: Config, examples: Examples, comm: Comm, device: torch.device |
             comm=comm,
             init=trunk.init,
             control=config.control.options(),
+            controls=trunk.control_grid,
             **like,
         ),
         _linear("classifier", trunk.width, examples.classes, seed, like),

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lpnet import hierarchy
+from lpnet.controls import squares
 from lpnet.cost import Costs, critical_path
 from lpnet.errors import InputError
 from lpnet.measure import measure, packed, prepare
 from lpnet.module import LayerParallel
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.slab import layer_squares
 from lpnet.steppers import Stepper
 
 SAFETY = 0.5
@@ -257,7 +257,7 @@ class _Gradients:
         out, solution, _ = engine.forward(prepared, self.x, forward, True)
         z = packed(prepared, self._cotangent(self.field.unpack(out[None])[0]))
         inputs, _, _ = engine.adjoint(prepared, solution, z, adjoint)
-        found = self.trunk._stack.gradients(dict(self.trunk.theta), dict(prepared.layers.fields))
+        found = self.trunk._gradients(prepared)
         trained = [p.requires_grad for p in self.trunk.theta.values()]
         return [g.clone() for g, wanted in zip(found, trained, strict=True) if wanted], inputs.clone()
 
@@ -270,9 +270,7 @@ class _Gradients:
         return bar
 
     def _norms(self, weights: list[Tensor], inputs: Tensor) -> tuple[float, float]:
-        n = len(self.trunk.local_layers)
-        rows = sum((layer_squares(w) for w in weights), torch.zeros(n, dtype=torch.float64))
-        total = float(self.trunk._slab.sums(rows[:, None]))
+        total = float(squares(self.trunk.grid, [weights]))
         return math.sqrt(total), float(torch.linalg.vector_norm(inputs.double()))
 
 

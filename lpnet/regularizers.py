@@ -1,96 +1,122 @@
-"""Regularisers of the weights of a trunk, with gradients across slab boundaries.
+"""Regularisers of the weights: quadratic forms, with gradients and Hessian products across slab boundaries.
 
     Tikhonov          ½ α h Σ_j |θ_j|²
-    time derivative   ½ α h Σ_{j<N−1} |(θ_{j+1} − θ_j)/h|²      (keeps the weights smooth in the layer index)
+    time derivative   ½ α ∫|θ'|² dt       (keeps the weights smooth in the layer index)
+    quadratic         ½ α Σ_p |p|²        of parameters that every rank holds, such as those of a classifier
+
+Where each layer has weights of its own, the integral is h Σ_{j<N−1} |(θ_{j+1} − θ_j)/h|²; on a control grid it is that
+of its basis, exactly (of a piecewise constant one, that of the line through the middles of its cells).
 
 Source: Haber, Ruthotto, Stable architectures for deep neural networks (2017).
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lpnet.controls import Form, Grid
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
-from lpnet.slab import Slab, layer_squares
 
 
-class _Regularizer:
-    """A weight α and a trunk; calling it gives the same scalar on every rank (collective), differentiable."""
+class Penalty(Protocol):
+    """A term of the objective; calling it gives the same scalar on every rank (collective), differentiable."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What it depends on."""
+
+    def __call__(self) -> Tensor: ...
+
+    def hessian(self, v: Sequence[Tensor]) -> list[Tensor]:
+        """∇²P v, exactly, for v like `parameters`; collective."""
+
+
+class _OfTrunk:
+    """A weight α and a trunk, and the form Q of ½ α θᵀQθ."""
 
     def __init__(self, trunk: LayerParallel, weight: float) -> None:
-        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
-            raise InputError(f"weight: {weight!r} given, a number of at least 0 allowed")
-        self.trunk, self.weight = trunk, float(weight)
+        self.trunk, self.weight = trunk, _checked(weight)
+
+    def form(self, v: Tensor) -> Form:
+        """vᵀQv in parts, and Qv, for a tensor like one of the trunk's parameters."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Those of the trunk, in the order of `trunk.theta`."""
+        return tuple(self.trunk.theta.values())
+
+    def __call__(self) -> Tensor:
+        return _Value.apply(self, *self.parameters)
+
+    def hessian(self, v: Sequence[Tensor]) -> list[Tensor]:
+        """α Q v, exactly, for v like `parameters`; collective."""
+        return [self.weight * self.form(t.detach())[1] for t in v]
 
 
-class Tikhonov(_Regularizer):
+class Tikhonov(_OfTrunk):
     """½ α h Σ_j |θ_j|² over all weights of all layers."""
 
+    def form(self, v: Tensor) -> Form:
+        return self.trunk.grid.square(v)
+
+
+class TimeDerivative(_OfTrunk):
+    """½ α ∫|θ'|² dt over all weights; where each layer has its own, ½ (α/h) Σ_j |θ_{j+1} − θ_j|²."""
+
+    def form(self, v: Tensor) -> Form:
+        return self.trunk.grid.derivative(v)
+
+
+class Quadratic:
+    """½ α Σ|p|² of parameters that every rank holds.
+
+    Args:
+        parameters: one or several.
+        weight: α.
+
+    Raises:
+        InputError: parameters that are spread over the ranks, or a weight that is no number of at least 0.
+    """
+
+    def __init__(self, parameters: Tensor | Iterable[Tensor], weight: float) -> None:
+        self.parameters = (parameters,) if isinstance(parameters, Tensor) else tuple(parameters)
+        self.weight = _checked(weight)
+        if any(getattr(p, "lpnet_slab", None) is not None for p in self.parameters):
+            raise InputError("parameters: weights of layers given, only replicated ones allowed (see Tikhonov)")
+
     def __call__(self) -> Tensor:
-        trunk = self.trunk
-        return _Square.apply(trunk._slab, self.weight * trunk.h, *trunk.theta.values())
+        return sum((0.5 * self.weight * p.square().sum() for p in self.parameters), torch.zeros(()))
+
+    def hessian(self, v: Sequence[Tensor]) -> list[Tensor]:
+        """α v."""
+        return [self.weight * t.detach() for t in v]
 
 
-class TimeDerivative(_Regularizer):
-    """½ (α/h) Σ_j |θ_{j+1} − θ_j|² over all weights."""
-
-    def __call__(self) -> Tensor:
-        trunk = self.trunk
-        return _Difference.apply(trunk._slab, self.weight / trunk.h, *trunk.theta.values())
+def _checked(weight: Any) -> float:
+    if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+        raise InputError(f"weight: {weight!r} given, a number of at least 0 allowed")
+    return float(weight)
 
 
-def _half_sum(slab: Slab, rows: list[Tensor], like: Tensor) -> Tensor:
-    """½ Σ |row|² over layers and weights, in layer order."""
-    squares = [layer_squares(r) for r in rows]
-    return (0.5 * slab.sums(torch.stack(squares, dim=1)).sum()).to(like)
+class _Value(torch.autograd.Function):
+    """½ α Σ θᵀQθ, summed in float64 and in the order of the layers."""
 
-
-class _Square(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, slab: Slab, scale: float, *theta: Tensor) -> Tensor:
-        ctx.scale = scale
-        ctx.save_for_backward(*theta)
-        return scale * _half_sum(slab, list(theta), theta[0])
+    def forward(ctx: Any, penalty: _OfTrunk, *theta: Tensor) -> Tensor:
+        forms = [penalty.form(t.detach()) for t in theta]
+        ctx.weight = penalty.weight
+        ctx.save_for_backward(*(product for _, product in forms))
+        grid: Grid = penalty.trunk.grid
+        total = grid.sums(torch.stack([parts for parts, _ in forms], dim=1)).sum()
+        return (0.5 * penalty.weight * total).to(theta[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(bar * ctx.scale * t for t in ctx.saved_tensors))
-
-
-class _Difference(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, slab: Slab, scale: float, *theta: Tensor) -> Tensor:
-        pairs = [_differences(slab, t.detach()) for t in theta]
-        ctx.scale = scale
-        ctx.save_for_backward(*(g for _, g in pairs))
-        return scale * _half_sum(slab, [d for d, _ in pairs], theta[0])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(bar * ctx.scale * g for g in ctx.saved_tensors))
-
-
-def _differences(slab: Slab, t: Tensor) -> tuple[Tensor, Tensor]:
-    """d_j = θ_{j+1} − θ_j of the local layers (0 for layer N − 1), and d_{j−1} − d_j, the gradient of ½ Σ |d|²."""
-    if not len(t):
-        return t, t
-    comm = slab.comm
-    busy = [r for r, n in enumerate(slab.counts) if n]
-    place = busy.index(comm.rank)
-    before = busy[place - 1] if place else None
-    after = busy[place + 1] if place + 1 < len(busy) else None
-    if before is not None:
-        comm.send(t[0], before)
-    if after is not None:
-        comm.send(t[-1], after)
-    following = comm.recv(t[0], after) if after is not None else t[-1]
-    preceding = comm.recv(t[0], before) if before is not None else t[0]
-    d = torch.cat([t[1:], following[None]]) - t
-    earlier = torch.cat([(t[0] - preceding)[None], d[:-1]])
-    return d, earlier - d
+        return (None, *(bar * ctx.weight * product for product in ctx.saved_tensors))

@@ -26,6 +26,11 @@ def slab_of(parameter: Tensor) -> Slab | None:
     return getattr(parameter, "lpnet_slab", None)
 
 
+def comm_of(parameter: Tensor) -> Comm | None:
+    """The ranks that share a trunk's parameter, sharded or not; None for parameters beside the trunks."""
+    return getattr(parameter, "lpnet_comm", None)
+
+
 def trunks(net: nn.Module) -> list[LayerParallel]:
     """All layer-parallel parts of a network."""
     return [m for m in net.modules() if isinstance(m, LayerParallel)]

@@ -241,6 +241,15 @@ class Slab:
         """The rank that owns layer N - 1."""
         return max(r for r, n in enumerate(self.counts) if n)
 
+    @property
+    def beside(self) -> tuple[int | None, int | None]:
+        """The ranks of the layers before and behind this rank's, where it has any, and they exist."""
+        busy = [r for r, n in enumerate(self.counts) if n]
+        if self.comm.rank not in busy:
+            return None, None
+        place = busy.index(self.comm.rank)
+        return (busy[place - 1] if place else None), (busy[place + 1] if place + 1 < len(busy) else None)
+
     def owner(self, layer: int) -> int:
         """The rank that owns this layer."""
         return int(np.searchsorted(self.starts, layer, side="right")) - 1

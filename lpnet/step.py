@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpnet.control import Controller, Report, Schedule
+from lpnet.controls import Grid
 from lpnet.engine import Engine, Prepared, Solution
 from lpnet.memory import FROM_EARLIER, Memory, Solve
 from lpnet.mgrit import Info
@@ -65,6 +66,7 @@ class Trunk(Protocol):
     training: bool
     _engine: Engine
     _slab: Slab
+    grid: Grid
     _stack: Stack
     _controller: Controller | None
     _again: "Repeat | None"
@@ -72,10 +74,9 @@ class Trunk(Protocol):
     _calls_left: int | None
 
     @property
-    def local_layers(self) -> range: ...
-    @property
     def theta(self) -> dict[str, nn.Parameter]: ...
     def _prepare(self, y: Tensor, copied: bool = False) -> Prepared: ...
+    def _gradients(self, prepared: Prepared) -> list[Tensor]: ...
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Step:
         self.trunk.info.layer_evaluations += info.layers
         weights: list[Tensor] = []
         if wanted:
-            weights = self.trunk._stack.gradients(dict(self.trunk.theta), dict(self.prepared.layers.fields))
+            weights = self.trunk._gradients(self.prepared)
         return Gradient(weights, out, solution.info, info)
 
 

@@ -297,7 +297,7 @@ def trunk(kind: str, layers: int, forward: Any = None, adjoint: Any = None, **mo
     for name, p in made.theta.items():
         if name == "b":  # drawn as zero, which would hide what is done with it
             with torch.no_grad():
-                rows = [normal(*p.shape[1:], seed=1000 + j).to(p) for j in made.local_layers]
+                rows = [normal(*p.shape[1:], seed=1000 + j).to(p) for j in made.grid.rows]
                 p.copy_(0.3 * torch.stack(rows) if rows else p)
     return made
 

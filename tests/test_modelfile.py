@@ -39,6 +39,7 @@ CASES: list[tuple[str, ...]] = [
     ("--trunk.dynamics=antisymmetric", "--trunk.gamma=0.3"),
     ("--trunk.dynamics=two_layer", "--trunk.hidden=4", "--trunk.activation=gelu"),
     ("--trunk.opening=pad",),
+    ("--trunk.controls=5", "--trunk.basis=spline"),
     ("--solver.forward.kind=serial", "--trunk.layers=1"),
     ("--solver.forward.coarsening=[2, 3]", "--solver.forward.levels=3", "--trunk.layers=13"),
 ]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from gradients import data
 from reference import F64, KINDS, error, normal, twin
+from splines import DEGREES, energy, matrix
 from torch import Tensor, nn
 
 import lpnet
-from lpnet import InputError
-from lpnet.regularizers import Tikhonov, TimeDerivative
+from lpnet import Controls, InputError
+from lpnet.regularizers import Quadratic, Tikhonov, TimeDerivative
 from lpnet.slab import Comm
 
 BOTH = pytest.mark.parametrize("one", [Tikhonov, TimeDerivative])
@@ -68,6 +69,65 @@ def test_value_and_gradient(one: Any, kind: str, N: int) -> None:
     for (name, p), bar in zip(trunk.theta.items(), bars, strict=True):
         assert p.grad is not None
         assert error(p.grad, bar) < 1e-13, name
+
+
+def products(penalty: Any, slow_value: Any, theta: list[Tensor]) -> None:
+    """Value, gradient and Hessian products against a slow form and its double backward."""
+    leaves = [p.detach().clone().requires_grad_() for p in theta]
+    v = [normal(*p.shape, seed=50 + i) for i, p in enumerate(theta)]
+    expected = slow_value(leaves)
+    assert penalty().item() == pytest.approx(expected.item(), rel=1e-12)
+    bars = torch.autograd.grad(expected, leaves, create_graph=True)
+    second = torch.autograd.grad(sum((b * u).sum() for b, u in zip(bars, v, strict=True)), leaves)
+    found = torch.autograd.grad(penalty(), list(penalty.parameters))
+    assert len(penalty.parameters) == len(theta)
+    for p, q, bar, Hv, true in zip(penalty.parameters, found, bars, penalty.hessian(v), second, strict=True):
+        assert p.shape == Hv.shape
+        assert not Hv.requires_grad
+        assert error(q, bar) < 1e-12
+        assert error(Hv, true) < 1e-12
+
+
+@BOTH
+def test_hessian_products_are_those_of_double_backward(one: Any) -> None:
+    trunk = made("two_layer", 7)
+    names = list(trunk.theta)
+    products(
+        one(trunk, 0.3), lambda t: slow(one, 0.3, 3.0 / 7, dict(zip(names, t, strict=True))), list(trunk.parameters())
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("basis", DEGREES)
+@pytest.mark.parametrize("points", [2, 3, 4, 6, 11])
+def test_on_a_control_grid_they_are_the_forms_of_its_basis(one: Any, basis: str, points: int) -> None:
+    """h B^T B, and the integral of the derivatives by quadrature."""
+    trunk = twin("dense", 11, controls=Controls(points, basis))
+    B = matrix(basis, points, 11)
+    Q = 3.0 / 11 * B.T @ B if one is Tikhonov else energy(basis, points, 3.0)
+
+    def value(theta: list[Tensor]) -> Tensor:
+        return sum(0.15 * torch.einsum("cd,c...,d...->", Q, t, t) for t in theta)
+
+    products(one(trunk, 0.3), value, list(trunk.theta.values()))
+
+
+def test_linear_controls_have_the_sum_of_their_differences() -> None:
+    trunk = twin("dense", 11, controls=Controls(5, "linear"))
+    total = sum(float(p.detach().diff(dim=0).square().sum()) for p in trunk.parameters())
+    assert TimeDerivative(trunk, 0.3)().item() == pytest.approx(0.15 * total / (3.0 / 4), rel=1e-13)
+    assert trunk.grid.spacing == 3.0 / 4
+
+
+def test_weights_of_the_classifier() -> None:
+    linear = nn.Linear(4, 3, dtype=F64)
+    penalty = Quadratic(linear.parameters(), 0.3)
+    products(penalty, lambda t: sum(0.15 * (p**2).sum() for p in t), list(linear.parameters()))
+    assert Quadratic(linear.weight, 1.0).parameters == (linear.weight,)
+    with pytest.raises(InputError, match=r"^parameters: .* given, .* allowed"):
+        Quadratic(twin("dense", 3).parameters(), 1.0)
+    with pytest.raises(InputError, match=r"^weight: -1 given, .* allowed$"):
+        Quadratic(linear.weight, -1)
 
 
 @BOTH

@@ -28,8 +28,8 @@ from lpnet.slab import Slab
 def prolongate(trunk: LayerParallel, layers: int) -> LayerParallel:
     """A new trunk of more layers, whose weights are those of `trunk` linear in time; collective.
 
-    Final time, dynamics, stepper, solvers and control are the same; states of earlier solves are not taken over. No
-    rank ever holds more than the layers that its own new ones lie between.
+    Final time, dynamics, stepper, solvers and control are the same, and so are the points of a control grid; states of
+    earlier solves are not taken over. No rank ever holds more than the layers that its own new ones lie between.
 
     Args:
         trunk: of N layers; is not changed.
@@ -43,7 +43,8 @@ def prolongate(trunk: LayerParallel, layers: int) -> LayerParallel:
     with torch.no_grad():
         for name, coarse in trunk.theta.items():
             own = fine.theta[name]
-            own.copy_(interpolated(coarse.detach(), trunk._slab, fine._slab))
+            spread = trunk.grid.slab is not None
+            own.copy_(interpolated(coarse.detach(), trunk._slab, fine._slab) if spread else coarse)
             own.requires_grad_(coarse.requires_grad)
     return fine
 
@@ -154,6 +155,7 @@ def _twin(trunk: LayerParallel, layers: int) -> LayerParallel:
         dtype=like.dtype,
         device=like.device,
         control=trunk.control,
+        controls=trunk.controls,
     )
     made.train(trunk.training)
     made.exact = trunk.exact

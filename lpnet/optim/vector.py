@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet.sharded import dots, slab_of
+from lpnet.sharded import comm_of, dots
 
 Vector = list[Tensor]
 
@@ -68,15 +68,15 @@ def largest(parameters: Iterable[Tensor], v: Sequence[Tensor]) -> float:
     """|v|_∞ over all ranks, not a number where an entry is none; collective."""
     mine = max((t.abs().max().item() for t in v if t.numel()), default=0.0)
     mine = math.nan if any(bool(t.isnan().any()) for t in v) else mine
-    slab = next((slab for slab in map(slab_of, parameters) if slab is not None), None)
-    return mine if slab is None else float(slab.comm.allgather(np.array([mine]), [1] * slab.comm.size).max())
+    comm = next((comm for comm in map(comm_of, parameters) if comm is not None), None)
+    return mine if comm is None else float(comm.allgather(np.array([mine]), [1] * comm.size).max())
 
 
 def of_rank_0(parameters: Iterable[Tensor], values: Tensor) -> Tensor:
-    """Overwrite `values` by those of rank 0, on the ranks that share the parameters' layers; collective.
+    """Overwrite `values` by those of rank 0, on the ranks that share the parameters' trunk; collective.
 
     Replicated numbers are equal on all ranks, but for rounding on mixed hardware. What decides how a search goes on
     must not differ at all: a rank that evaluates once more would wait for the others forever.
     """
-    slab = next((slab for slab in map(slab_of, parameters) if slab is not None), None)
-    return values if slab is None else slab.comm.bcast_(values, 0)
+    comm = next((comm for comm in map(comm_of, parameters) if comm is not None), None)
+    return values if comm is None else comm.bcast_(values, 0)

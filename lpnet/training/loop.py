@@ -9,7 +9,7 @@ Accuracies come from an exact, serial propagation, never from an inexact solve.
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.network import Network
 from lpnet.oneshot import Descent, OneShot, Progress
+from lpnet.regularizers import Penalty
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.training.updates import make_optimizer, make_schedule
 
@@ -125,7 +126,7 @@ class Objective:
     """Cross entropy and regularisers; `fitting` is the last cross entropy alone."""
 
     def __init__(self, net: Network) -> None:
-        self.penalties, self.fitting = _penalties(net), math.nan
+        self.penalties, self.fitting = penalties_of(net), math.nan
 
     def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
         fitting = cross_entropy(logits, label)
@@ -171,15 +172,16 @@ def predict(net: Network, x: Tensor) -> Tensor:
         net.train(before)
 
 
-def _penalties(net: Network) -> list[Callable[[], Tensor]]:
+def penalties_of(net: Network) -> list[Penalty]:
+    """The regularisers of the configuration."""
     options = net.config.regularizer
-    found: list[Callable[[], Tensor]] = []
+    found: list[Penalty] = []
     if options.tikhonov:
         found.append(regularizers.Tikhonov(net.trunk, options.tikhonov))
     if options.ddt:
         found.append(regularizers.TimeDerivative(net.trunk, options.ddt))
     if options.classifier:
-        found.append(lambda: 0.5 * options.classifier * net.classifier.weight.square().sum())
+        found.append(regularizers.Quadratic(net.classifier.weight, options.classifier))
     return found
 
 
