@@ -79,12 +79,14 @@ class Grid(ABC):
     """What there is to know of a trunk's parameters, name -> (rows, …), and how they become weights of layers.
 
     Attributes:
-        rows: numbers of the rows that this rank holds.
+        count: number R of rows in all: layers, or control points.
+        rows: numbers of those that this rank holds.
         slab: over which the rows are spread; None: every rank holds them all.
         spacing: time between two rows.
         axis: what a row belongs to.
     """
 
+    count: int
     rows: range
     slab: Slab | None
     spacing: float
@@ -115,6 +117,14 @@ class Grid(ABC):
         """Sum (rows, k) over the rows of all ranks, in float64 and in their order: (k,); collective."""
 
     @abstractmethod
+    def to_columns(self, rows: Tensor) -> Tensor:
+        """All rows of some columns, which are this rank's to work on: (rows, c) -> (R, c_r); collective."""
+
+    @abstractmethod
+    def to_rows(self, columns: Tensor, c: int) -> Tensor:
+        """The inverse of `to_columns`, of c columns in all; collective."""
+
+    @abstractmethod
     def square(self, v: Tensor) -> Form:
         """h Σ_j |v_j|² over the layers."""
 
@@ -137,7 +147,7 @@ class LayerGrid(Grid):
 
     def __init__(self, slab: Slab, T: float) -> None:
         self.slab: Slab = slab
-        self.spacing, self.rows = T / slab.layers, range(slab.lo, slab.hi)
+        self.count, self.rows, self.spacing = slab.layers, range(slab.lo, slab.hi), T / slab.layers
 
     def expand(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in theta.items()}
@@ -157,6 +167,12 @@ class LayerGrid(Grid):
 
     def sums(self, parts: Tensor) -> Tensor:
         return self.slab.sums(parts)
+
+    def to_columns(self, rows: Tensor) -> Tensor:
+        return self.slab.to_columns(rows)
+
+    def to_rows(self, columns: Tensor, c: int) -> Tensor:
+        return self.slab.to_layers(columns, c)
 
     def square(self, v: Tensor) -> Form:
         return self.spacing * layer_squares(v), self.spacing * v
@@ -190,7 +206,8 @@ class ControlGrid(Grid):
                 f"controls.points: {options.points} given for {slab.layers} layers, at most {slab.layers} allowed"
             )
         self._options, self._layers, self._T = options, slab, T
-        self.rows, self.spacing = range(options.points), T / max(1, options.points - (options.degree > 0))
+        self.count, self.rows = options.points, range(options.points)
+        self.spacing = T / max(1, options.points - (options.degree > 0))
         B = options.values((np.arange(slab.layers) + 0.5) / slab.layers)
         self._B = torch.from_numpy(B)
         self._columns = [_columns(B[a:b]) for a, b in pairwise(slab.starts)]
@@ -236,6 +253,12 @@ class ControlGrid(Grid):
 
     def sums(self, parts: Tensor) -> Tensor:
         return parts.detach().to("cpu", torch.float64).sum(0)
+
+    def to_columns(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def to_rows(self, columns: Tensor, c: int) -> Tensor:
+        return columns
 
     def square(self, v: Tensor) -> Form:
         return _form(self._square, v)

@@ -3,7 +3,8 @@
     x_{j+1} = Φ_j(x_j),  j = 0, …, N − 1,        z_j = (∂Φ_j/∂x)ᵀ z_{j+1},    g_j = (∂Φ_j/∂θ)ᵀ z_{j+1}
 
 Input and output are replicated: every rank passes the same batch and gets the same result, so losses and user code need
-no rank branches. Weights are stacked on a leading layer axis, each rank holding those of its slab.
+no rank branches. Weights are stacked on a leading layer axis, each rank holding those of its slab; those of a control
+grid (`lpnet.Controls`) on an axis of control points, which every rank holds.
 """
 
 import copy
@@ -232,8 +233,9 @@ class LayerParallel(nn.Module):
         return other
 
     def extra_repr(self) -> str:
+        controls = "" if self.controls is None else f", controls={self.controls}"
         return (
-            f"{self._stack.module}, layers={self.layers}, T={self.T}, stepper={self.stepper}\n"
+            f"{self._stack.module}, layers={self.layers}, T={self.T}, stepper={self.stepper}{controls}\n"
             f"forward={self.forward_solver}\nadjoint={self.adjoint_solver}\n"
             f"rank {self.comm.rank} of {self.comm.size}: layers {self._slab.lo} to {self._slab.hi - 1}"
         )

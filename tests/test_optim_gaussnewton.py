@@ -10,13 +10,14 @@ import pytest
 import torch
 from descent import flat
 from reference import F64, normal
-from test_optim_problem import LABEL, Decay, chain
+from test_optim_problem import LABEL, chain
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import lpnet
 from lpnet import InputError, NonFiniteError
 from lpnet.optim import PCG, Armijo, GaussNewton, Result
+from lpnet.regularizers import Tikhonov
 from lpnet.slab import Comm
 
 
@@ -45,7 +46,7 @@ def test_one_step_is_exact_for_linear_least_squares(preconditioner: Any) -> None
     assert report.after == pytest.approx(mse_loss(features @ torch.linalg.lstsq(features, y).solution, y).item())
     assert (report.step, report.evaluations, report.fell_back) == (1.0, 1, False)
     trunk = lpnet.LayerParallel(Shift(), 4, 2.0, forward=lpnet.Serial(), adjoint=lpnet.Serial(), dtype=F64, comm=Comm())
-    decay = [Decay(trunk, 0.1)]
+    decay = [Tikhonov(trunk, 0.1)]
     gn = GaussNewton(trunk, 1.0, decay, mse_loss, SOLVE, cap=math.inf, preconditioner=preconditioner)
     gn.step_on(normal(6, 3), y)
     # By symmetry all layers are equal: minimise mean (y_0 + T b − y)² + 0.05 T |b|² over b.
@@ -70,7 +71,7 @@ def test_newton_converges_fast_where_all_is_fitted() -> None:
 
 def test_training_and_its_reports() -> None:
     net, x = chain(), normal(6, 2)
-    gn = GaussNewton(net, penalties=[Decay(net[1], 1e-3)])
+    gn = GaussNewton(net, penalties=[Tikhonov(net[1], 1e-3)])
     for _ in range(6):
         problem = gn.problem(x, LABEL)
         value, gradient = problem.gradient()

@@ -9,10 +9,10 @@ from descent import flat
 from reference import normal, trunk
 from torch import nn
 
-from lpnet import InputError
+from lpnet import Controls, InputError
 from lpnet.optim import DCT
 from lpnet.optim.precondition import matched
-from lpnet.regularizers import Tikhonov, TimeDerivative, _differences
+from lpnet.regularizers import Tikhonov, TimeDerivative
 from lpnet.slab import Comm
 
 
@@ -29,10 +29,11 @@ def test_the_solution_is_that_of_the_dense_matrix(layers: int, alpha: float) -> 
         np.testing.assert_allclose(t.reshape(layers, -1), expected, rtol=1e-11, atol=1e-13)
 
 
-def test_it_is_the_inverse_of_the_hessian_of_the_time_derivative() -> None:
-    one = trunk("dense", 6, comm=Comm())
+@pytest.mark.parametrize("controls", [None, Controls(4, "constant"), Controls(5, "linear")])
+def test_it_is_the_inverse_of_the_hessian_of_the_time_derivative(controls: Any) -> None:
+    one = trunk("dense", 6, comm=Comm(), controls=controls)
     v = [normal(*p.shape, seed=i) for i, p in enumerate(one.theta.values())]
-    M = [0.7 / one.h * _differences(one._slab, t)[1] + 0.2 * t for t in v]
+    M = [Hv + 0.2 * t for Hv, t in zip(TimeDerivative(one, 0.7).hessian(v), v, strict=True)]
     np.testing.assert_allclose(flat(DCT(one, 0.7, 0.2).apply(M)), flat(v), rtol=1e-11, atol=1e-13)
 
 

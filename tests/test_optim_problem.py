@@ -1,7 +1,6 @@
 """Chain nets, their objective, and its Gauss–Newton model against dense matrices."""
 
 import copy
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,20 +21,9 @@ from lpnet.slab import Comm
 LABEL = torch.tensor([0, 1, 2, 2, 1, 0])
 
 
-class Decay(Tikhonov):
-    """With its Hessian."""
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        return tuple(self.trunk.theta.values())
-
-    def hessian(self, v: Sequence[Tensor]) -> list[Tensor]:
-        return [self.weight * self.trunk.h * t for t in v]
-
-
-def chain(layers: int = 3, comm: Comm | None = None, kind: str = "dense") -> nn.Sequential:
+def chain(layers: int = 3, comm: Comm | None = None, kind: str = "dense", **more: Any) -> nn.Sequential:
     torch.manual_seed(1)
-    parts = [nn.Linear(2, 4, dtype=F64), trunk(kind, layers, comm=comm or Comm()), nn.Linear(4, 3, dtype=F64)]
+    parts = [nn.Linear(2, 4, dtype=F64), trunk(kind, layers, comm=comm or Comm(), **more), nn.Linear(4, 3, dtype=F64)]
     return nn.Sequential(*parts)
 
 
@@ -119,7 +107,7 @@ SUBSETS = {
 @pytest.mark.parametrize("loss", [cross_entropy, mse_loss])
 def test_the_model_is_that_of_the_dense_matrices(free: str, loss: Any) -> None:
     net = chain()
-    given = problem(net, loss, penalties=[Decay(net[1], 0.3)], parameters=SUBSETS[free](net))
+    given = problem(net, loss, penalties=[Tikhonov(net[1], 0.3)], parameters=SUBSETS[free](net))
     true = dense(net, loss, given, 0.3)
     model = given.linearize()
     assert model.value == pytest.approx(true.value, rel=1e-13)

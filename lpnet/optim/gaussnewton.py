@@ -26,8 +26,9 @@ from lpnet.optim.linesearch import Armijo, Result, is_number, require
 from lpnet.optim.pcg import PCG
 from lpnet.optim.pcg import Report as Solve
 from lpnet.optim.precondition import Identity, Preconditioner, matched
-from lpnet.optim.problem import Loss, Model, Penalty, Problem, free
+from lpnet.optim.problem import Loss, Model, Problem, free
 from lpnet.optim.vector import Vector
+from lpnet.regularizers import Penalty
 
 _ARMIJO = Armijo(decrease=1e-3, most=10)
 _PCG = PCG()

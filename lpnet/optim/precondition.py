@@ -5,6 +5,8 @@
 which is the Hessian of `regularizers.TimeDerivative` with weight α, and a shift s. Dᵀ D is the Laplacian with Neumann
 ends, which the cosine transform (DCT-II) along the layers makes diagonal, with the values 2 − 2 cos(π k/N).
 
+With a control grid the rows are its points, and h is the time between them.
+
 The transform needs all layers of a column. So the columns (the entries of θ_j) are dealt out to the ranks: each gets
 all layers of its part, and no rank holds more than its share.
 
@@ -60,13 +62,13 @@ class DCT:
     ) -> None:
         require(is_number(alpha) and 0 <= alpha < math.inf, "alpha", alpha, "a number of at least 0")
         require(is_number(shift) and 0 < shift < math.inf, "shift", shift, "a positive number")
-        self.slab, self.shift = trunk._slab, float(shift)
+        self.grid, self.shift = trunk.grid, float(shift)
         own = {id(p) for p in trunk.theta.values()}
         listed = list(trunk.theta.values()) if parameters is None else list(parameters)
         self.places = [i for i, p in enumerate(listed) if id(p) in own]
-        N = trunk.layers
+        R = self.grid.count
         self.smooth = alpha > 0
-        self.values = shift + alpha / trunk.h * (2 - 2 * np.cos(np.pi * np.arange(N) / N))
+        self.values = shift + alpha / self.grid.spacing * (2 - 2 * np.cos(np.pi * np.arange(R) / R))
 
     def apply(self, v: Vector) -> Vector:
         """M⁻¹ v; collective."""
@@ -82,17 +84,20 @@ class DCT:
         """Overwrite stacks (n, …) of the local layers."""
         sizes = [math.prod(t.shape[1:]) for t in stacks]
         rows = torch.cat([t.reshape(len(t), c) for t, c in zip(stacks, sizes, strict=True)], dim=1)
-        columns = self.slab.to_columns(rows).cpu().double().numpy()
+        columns = self.grid.to_columns(rows).cpu().double().numpy()
         if columns.size:
             columns = idct(dct(columns, axis=0, norm="ortho") / self.values[:, None], axis=0, norm="ortho")
-        parts = self.slab.to_layers(torch.from_numpy(columns).to(rows), sum(sizes)).split(sizes, dim=1)
+        parts = self.grid.to_rows(torch.from_numpy(columns).to(rows), sum(sizes)).split(sizes, dim=1)
         for t, part in zip(stacks, parts, strict=True):
             t.copy_(part.reshape(t.shape))
 
 
 def matched(trunk: LayerParallel, parameters: Sequence[Tensor], penalties: Sequence[object]) -> DCT:
-    """That of the penalties of this trunk: α of the time derivative, s = 0.1 h + h (α of Tikhonov)."""
+    """That of the penalties of this trunk: α of the time derivative, s = 0.1 h + h (α of Tikhonov).
+
+    With a control grid, h is the time between two points; for cubic splines the form is near theirs, not theirs.
+    """
     mine = [one for one in penalties if getattr(one, "trunk", None) is trunk]
     alpha = sum(one.weight for one in mine if isinstance(one, TimeDerivative))
     decay = sum(one.weight for one in mine if isinstance(one, Tikhonov))
-    return DCT(trunk, alpha, (0.1 + decay) * trunk.h, parameters)
+    return DCT(trunk, alpha, (0.1 + decay) * trunk.grid.spacing, parameters)

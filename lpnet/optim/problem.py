@@ -13,7 +13,6 @@ Source: Schraudolph, Fast curvature matrix-vector products for second-order grad
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +24,10 @@ from lpnet.linearize import schedule_of
 from lpnet.optim import vector
 from lpnet.optim.chain import Chain, split
 from lpnet.optim.vector import Vector
+from lpnet.regularizers import Penalty
 from lpnet.step import Trial
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class Penalty(Protocol):
-    """A regulariser: a scalar, the same on all ranks, and its Hessian; both collective."""
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """Those it concerns."""
-
-    def __call__(self) -> Tensor:
-        """Its value, differentiable."""
-
-    def hessian(self, v: Sequence[Tensor]) -> list[Tensor]:
-        """Its Hessian times v, both in the order of `parameters`."""
 
 
 class Problem:

@@ -1,26 +1,30 @@
 """Gauss–Newton on several ranks takes the steps of one: the same counts, the same weights to rounding."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from descent import flat
 from reference import normal, trunk
-from test_optim_problem import LABEL, Decay, chain
+from test_optim_problem import LABEL, chain
 
 import lpnet
+from lpnet import Controls
 from lpnet.optim import DCT, GaussNewton, vector
+from lpnet.regularizers import Tikhonov, TimeDerivative
 from lpnet.sharded import slab_of
 from lpnet.slab import Comm
 
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
 
 
-@pytest.mark.parametrize("layers", [2, 7])
-def test_the_steps_are_those_of_one_rank(layers: int, comm: Comm) -> None:
+@pytest.mark.parametrize(("layers", "controls"), [(2, None), (7, None), (7, Controls(4))])
+def test_the_steps_are_those_of_one_rank(layers: int, controls: Any, comm: Comm) -> None:
     runs = []
     for ranks in (comm, Comm()):
-        net = chain(layers, ranks)
-        gn = GaussNewton(net, lr=2.0, penalties=[Decay(net[1], 1e-2)])
+        net = chain(layers, ranks, controls=controls)
+        gn = GaussNewton(net, lr=2.0, penalties=[Tikhonov(net[1], 1e-2), TimeDerivative(net[1], 1e-2)])
         reports = [gn.step_on(normal(6, 2), LABEL) for _ in range(4)]
         weights = [p.detach() if slab_of(p) is None else slab_of(p).gather(p) for p in net.parameters()]
         runs.append((reports, weights))
