@@ -7,7 +7,7 @@ them, which means the default of the choice (`resolved` writes it out), and they
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -187,6 +187,19 @@ class Solvers:
             require(solver.kind == "mgrit", f"solver.{key}.kind", solver.kind, f"mgrit {why}")
             ok = solver.initial in (None, "tau")
             require(ok, f"solver.{key}.initial", solver.initial, f"tau {why}")
+
+    def with_levels(self, changed: Callable[[MGRIT], MGRIT]) -> "Solvers":
+        """With coarsening, levels and samples as `changed` makes them of the solvers' options; the rest as given."""
+
+        def one(key: str) -> Solver:
+            solver: Solver = getattr(self, key)
+            options = solver.options(f"solver.{key}")
+            if not isinstance(options, MGRIT):
+                return solver
+            new = changed(options)
+            return replace(solver, coarsening=new.coarsening, levels=new.levels, samples=new.samples)
+
+        return Solvers(self.auto, one("forward"), one("adjoint"))
 
     def simultaneous(self) -> "Solvers":
         """With what simultaneous training needs where nothing is given: one sweep each way, started from τ."""

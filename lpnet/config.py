@@ -28,6 +28,7 @@ from lpnet.controls import Controls
 from lpnet.data import DataOptions
 from lpnet.dynamics.hamiltonian import FORMS
 from lpnet.errors import InputError
+from lpnet.multilevel import Multilevel, coarser
 from lpnet.oneshot import TOLERANCE
 from lpnet.options import MGRIT
 from lpnet.sections import Control, OneShot, Regularizer, Run, Training
@@ -163,6 +164,7 @@ class Config:
     training: Training = field(default_factory=Training)
     control: Control = field(default_factory=Control)
     oneshot: OneShot = field(default_factory=OneShot)
+    multilevel: Multilevel = field(default_factory=Multilevel)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
@@ -178,6 +180,19 @@ class Config:
         if self.training.method == "simultaneous":
             self.solver.check_simultaneous()
             require(not self.solver.auto, "solver.auto", True, "false with training.method simultaneous")
+        self.at_layers(self.multilevel.layers(self.trunk.layers)[0])
+
+    def at_layers(self, layers: int) -> "Config":
+        """The same of a network with so many layers, such as that of a coarser level, whose solvers are `coarser`.
+
+        Raises:
+            InputError: the trunk cannot have so few.
+        """
+        if layers == self.trunk.layers:
+            return self
+        trunk = dataclasses.replace(self.trunk, layers=layers)
+        solver = self.solver.with_levels(lambda options: coarser(options, max(1, self.trunk.layers // layers)))
+        return dataclasses.replace(self, trunk=trunk, solver=solver, multilevel=Multilevel())
 
     def resolved(self) -> "Config":
         """With the numbers that the choices imply written out."""

@@ -61,7 +61,8 @@ class Network(nn.Module):
     """logits = classifier(trunk(opening(x))); collective.
 
     Attributes:
-        config: what it was built from.
+        built_from: the configuration.
+        config: the same with the layers that the trunk has, which are fewer on a coarse level of multilevel training.
         examples: what it was built for.
 
     Shapes: (batch, features) to (batch, classes), the same on every rank.
@@ -71,8 +72,12 @@ class Network(nn.Module):
         self, config: Config, examples: Examples, opening: nn.Module, trunk: LayerParallel, classifier: nn.Linear
     ) -> None:
         super().__init__()
-        self.config, self.examples = config, examples
+        self.built_from, self.examples = config, examples
         self.opening, self.trunk, self.classifier = opening, trunk, classifier
+
+    @property
+    def config(self) -> Config:
+        return self.built_from.at_layers(self.trunk.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.trunk(self.opening(x)))
@@ -87,19 +92,29 @@ class Network(nn.Module):
         return nn.Sequential(copy.deepcopy(self.opening), self.trunk.as_sequential(), copy.deepcopy(self.classifier))
 
 
-def build(config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu") -> Network:
+def build(
+    config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu", layers: int | None = None
+) -> Network:
     """The network with its initial weights, which depend on the seed alone; collective.
+
+    Args:
+        config: its options.
+        examples: what it is made for.
+        comm: the ranks.
+        device: of its tensors.
+        layers: of the trunk, where it is not those of the configuration but a coarser level.
 
     Raises:
         InputError: the trunk is narrower than the features that `trunk.opening: pad` puts into it.
     """
+    built_from, config = config, config if layers is None else config.at_layers(layers)
     trunk, seed = config.trunk, config.run.seed
     like: dict[str, Any] = {"dtype": DTYPES[config.run.dtype], "device": device}
     own = {key: getattr(trunk, key) for key in trunk.own_options}
     layer = {key: value for key, value in own.items() if key in LAYER_KEYS and value is not None}
     stepper = {key: value for key, value in own.items() if key in STEPPER_KEYS and value is not None}
     net = Network(
-        config,
+        built_from,
         examples,
         _opening(trunk, examples.features, seed, like),
         LayerParallel(

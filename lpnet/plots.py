@@ -6,6 +6,7 @@ Okabe and Ito (Color universal design, 2008), which colour-blind readers can tel
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def history(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
     Args:
         records: one a step, as in ``metrics.jsonl``: `step`, `loss`, and in some or all of them `train_accuracy` and
-            `val_accuracy`, fractions of 1. Values that are missing, None or not finite are left out.
+            `val_accuracy`, fractions of 1. Values that are missing, None or not finite are left out. Where `layers`
+            changes, the network was prolongated.
         path: the PNG file to write.
     """
     accuracies = {key: _series(records, key) for key in ("train_accuracy", "val_accuracy")}
@@ -49,6 +51,7 @@ def history(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     if accuracies:
         _draw_accuracies(axes[1], accuracies)
     for ax in axes:
+        _draw_levels(ax, records)
         ax.set_xlabel("optimisation step")
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         ax.grid(True, which="major", color="0.9", linewidth=0.8)
@@ -106,6 +109,16 @@ def _series(records: Iterable[Mapping[str, Any]], key: str) -> NDArray[np.float6
     """The (n, 2) steps and values of the records that have a finite one."""
     pairs = [(r["step"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def _draw_levels(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    """A line where a level of multilevel training begins, and its number of layers."""
+    for before, record in pairwise(records):
+        if record.get("layers") != before.get("layers"):
+            at = record["step"] - 0.5
+            ax.axvline(at, color="0.55", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+            words: dict[str, Any] = {"fontsize": 8, "color": "0.35", "rotation": 90, "va": "bottom", "ha": "left"}
+            ax.annotate(f"{record['layers']} layers", (at, 0.02), xycoords=ax.get_xaxis_transform(), **words)
 
 
 def _draw_loss(ax: Axes, loss: NDArray[np.float64]) -> None:

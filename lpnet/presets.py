@@ -29,6 +29,7 @@ def _mgrit(coarsening: int) -> dict[str, Any]:
 
 _CONTROL: dict[str, Any] = {"gradient_tol": None, "every": 50, "plan_ranks": 32}
 _ONESHOT: dict[str, Any] = {"warm": "auto", "limit_mib": 1024.0, "scratch": None, "tol": None}
+_MULTILEVEL: dict[str, Any] = {"levels": 1, "shares": None}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"method": "gradient", "steps": 500, "batch": 500, "validate_every": 50},
         "control": _CONTROL,
         "oneshot": _ONESHOT,
+        "multilevel": _MULTILEVEL,
     },
     "ellipses": {
         "data": {"name": "ellipses", "train": 1000, "validation": 2000},
@@ -59,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"method": "gradient", "steps": 300, "batch": None, "validate_every": 50},
         "control": _CONTROL,
         "oneshot": _ONESHOT,
+        "multilevel": _MULTILEVEL,
     },
     "swissroll": {
         "data": {"name": "swissroll", "train": 513, "validation": 513},
@@ -73,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"method": "gradient", "steps": 400, "batch": None, "validate_every": 50},
         "control": _CONTROL,
         "oneshot": _ONESHOT,
+        "multilevel": _MULTILEVEL,
     },
     "digits": {
         "data": {"name": "digits", "validation_fraction": 0.2},
@@ -87,5 +91,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"method": "gradient", "epochs": 20, "batch": 32, "validate_every": 100},
         "control": _CONTROL,
         "oneshot": _ONESHOT,
+        "multilevel": _MULTILEVEL,
     },
 }  # fmt: skip

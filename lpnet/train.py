@@ -31,7 +31,8 @@ from lpnet.options import Serial, SolverOptions
 from lpnet.plan import plan
 from lpnet.presets import PRESETS
 from lpnet.slab import Comm
-from lpnet.training.loop import Record, Tensors, fit
+from lpnet.training.levels import Training, described
+from lpnet.training.loop import Record, Tensors
 from lpnet.version import __version__
 
 
@@ -51,12 +52,13 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     device = set_up(config, comm)
     folder = new_folder(comm, config)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
-    net = build(config, examples, comm, device)
+    first, *_ = config.multilevel.layers(config.trunk.layers)
+    net = build(config, examples, comm, device, None if config.solver.auto else first)
     tensors = Tensors.of(dataset, net.classifier.weight)
     found: list[str] = []
     if config.solver.auto:
         config, found = planned(net, tensors)
-        net = build(config, examples, comm, device)
+        net = build(config, examples, comm, device, first)
     steps = config.training.total_steps(len(dataset.train_y))
     log = RunLog(comm, folder, config, steps)
     if config.schedule.warmup > steps // 2:
@@ -64,14 +66,17 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     log.say(f"{config.preset}: {config.trunk.layers} layers on {comm.size} rank{'s' * (comm.size > 1)}, in {folder}")
     for line in found:
         log.say(line)
+    training = Training(net, tensors, log)
     try:
-        record = fit(net, tensors, log)
+        record = training.run()
     except NonFiniteError as error:
-        modelfile.save(folder / MODEL, net)
+        modelfile.save(folder / MODEL, training.net)
         raise NonFiniteError(f"{error}: {folder / MODEL}") from None
     finally:
         log.close()
-    report(net, dataset, log, summary(config, record, comm, time.perf_counter() - start))
+    for line in described(record.get("levels", [])):
+        log.say(line)
+    report(training.net, dataset, log, summary(config, record, comm, time.perf_counter() - start))
 
 
 def fitted(config: Config, dataset: DataSet) -> Config:
@@ -84,6 +89,7 @@ def fitted(config: Config, dataset: DataSet) -> Config:
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch=None))
     else:
         require(batch is None or batch <= n, "training.batch", batch, f"at most the {n} training examples")
+    config.multilevel.ends(config.training.total_steps(n))
     check_opening(config.trunk, dataset.features)
     if config.run.dtype == "float32":
         largest = float(max(np.abs(dataset.train_x).max(), np.abs(dataset.val_x).max()))
@@ -134,6 +140,7 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
         "largest_gradient_error": record["largest_gradient_error"],
         "largest_gradient_error_used": record["largest_gradient_error_used"],
         "layer_evaluations": record["layer_evaluations"],
+        **({"levels": record["levels"]} if "levels" in record else {}),
         "ranks": comm.size,
         "layers": config.trunk.layers,
         "wall_s": round(wall, 3),

@@ -35,5 +35,6 @@ class Silent:
 def network(*arguments: str) -> tuple[Network, Tensors]:
     config = parse([*SMALL, "--run.dtype=float64", *arguments])
     dataset = data.load(config.data, config.run.seed)
-    net = build(config, Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale), slab.Comm())
+    examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
+    net = build(config, examples, slab.Comm(), layers=config.multilevel.layers(config.trunk.layers)[0])
     return net, Tensors.of(dataset, net.classifier.weight)

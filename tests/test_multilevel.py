@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from virtual_ranks import VirtualComm, World
 
 import lpnet
-from lpnet import InputError, Serial, regularizers
+from lpnet import MGRIT, InputError, Serial, regularizers
 from lpnet.cost import Costs
-from lpnet.multilevel import Cascade, halved, prolongate, prolongate_net
+from lpnet.hierarchy import bounds
+from lpnet.multilevel import Cascade, coarser, halved, prolongate, prolongate_net
 from lpnet.multilevel.prolong import interpolated
 from lpnet.slab import Comm, Slab
 
@@ -184,6 +185,26 @@ def test_bad_input_is_named(bad: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         bad()
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("solver", "layers"),
+    [(MGRIT(8), 64), (MGRIT((4, 2, 4), 4), 64), (MGRIT((2, 8), 3, samples=2), 64), (MGRIT(8, samples=8), 40)],
+)
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_coarser_solvers_have_the_same_coarse_points_in_time(solver: MGRIT, layers: int, factor: int) -> None:
+    found = coarser(solver, factor)
+    lpnet.steppers.Euler().check(found)
+    times = [{j * factor for j in points} for points in bounds(layers // factor, found)]
+    wanted = [set(points) for points in bounds(layers, solver)]
+    assert times[0] == set(range(0, layers + 1, factor))
+    assert times[1:] == [points for points in wanted if points < times[0]]
+
+
+def test_coarsening_is_rounded() -> None:
+    assert coarser(MGRIT(3), 2) == MGRIT((2,))
+    assert coarser(MGRIT(5, 3), 4) == MGRIT((5,))
+    assert coarser(MGRIT(5), 4) == MGRIT(5, levels=1)
 
 
 def test_halved_ends_with_all_layers() -> None:

@@ -84,6 +84,7 @@ class Cascade:
         train: Callable[[Any, int], float | None],
         objective: Measure,
         accuracy: Measure | None = None,
+        refine: Callable[[Any, int], Any] = prolongate_net,
     ) -> tuple[Any, tuple[Level, ...]]:
         """Train on all levels; the finest network, and what each level did. Collective.
 
@@ -95,6 +96,7 @@ class Cascade:
                 optimizer, is its own business (see `prolongate_state`).
             objective: (net) -> scalar, called within ``lpnet.exact(net)``, in eval mode and without gradients.
             accuracy: the same for a second number to report.
+            refine: (net, layers) -> the network with more layers; for other solvers on each level.
 
         Raises:
             InputError: none or several trunks, or another number of layers.
@@ -105,7 +107,7 @@ class Cascade:
         found: list[Level] = []
         for level, layers in enumerate(self.layers):
             before = found[-1].end if found else None
-            net = prolongate_net(net, layers) if found else net
+            net = refine(net, layers) if found else net
             start, accuracy_start = exactly(net, objective), None if accuracy is None else exactly(net, accuracy)
             work, seconds = self._trained(net, train, level)
             end, after = exactly(net, objective), None if accuracy is None else exactly(net, accuracy)

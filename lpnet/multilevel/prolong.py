@@ -14,32 +14,39 @@ Source: Chang, Meng, Haber, Tung, Begert, Multi-level residual networks from dyn
 import copy
 from itertools import pairwise
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
+from lpnet.options import SolverOptions
 from lpnet.sharded import trunks
 from lpnet.slab import Slab
 
+Net = TypeVar("Net", bound=nn.Module)
 
-def prolongate(trunk: LayerParallel, layers: int) -> LayerParallel:
+
+def prolongate(
+    trunk: LayerParallel, layers: int, forward: SolverOptions | None = None, adjoint: SolverOptions | None = None
+) -> LayerParallel:
     """A new trunk of more layers, whose weights are those of `trunk` linear in time; collective.
 
-    Final time, dynamics, stepper, solvers and control are the same, and so are the points of a control grid; states of
+    Final time, dynamics, stepper, control and the rest are the same, and so are the points of a control grid; states of
     earlier solves are not taken over. No rank ever holds more than the layers that its own new ones lie between.
 
     Args:
         trunk: of N layers; is not changed.
         layers: N' ≥ N; the common case is 2 N.
+        forward: its solver; None: that of `trunk`. See also `coarser`.
+        adjoint: the same for the adjoint.
 
     Raises:
         InputError: fewer layers than the trunk has.
     """
     layers = _checked(layers, trunk.layers)
-    fine = _twin(trunk, layers)
+    fine = _twin(trunk, layers, forward or trunk.forward_solver, adjoint or trunk.adjoint_solver)
     with torch.no_grad():
         for name, coarse in trunk.theta.items():
             own = fine.theta[name]
@@ -49,18 +56,21 @@ def prolongate(trunk: LayerParallel, layers: int) -> LayerParallel:
     return fine
 
 
-def prolongate_net(net: nn.Module, layers: int) -> nn.Module:
+def prolongate_net(
+    net: Net, layers: int, forward: SolverOptions | None = None, adjoint: SolverOptions | None = None
+) -> Net:
     """A copy of a network with its trunk prolongated, and all else as it is; collective.
 
     Args:
         net: with one `lpnet.LayerParallel` in it, such as a `Sequential` or the network of a training run.
         layers: N' ≥ N.
+        forward, adjoint: solvers of the new trunk; None: those of the old one.
 
     Raises:
         InputError: none or several trunks, or fewer layers than the trunk has.
     """
     trunk = only_trunk(net)
-    return copy.deepcopy(net, {id(trunk): prolongate(trunk, layers)})
+    return copy.deepcopy(net, {id(trunk): prolongate(trunk, layers, forward, adjoint)})
 
 
 def only_trunk(net: nn.Module) -> LayerParallel:
@@ -140,7 +150,7 @@ def _common(rows: range, lo: int, hi: int) -> range:
     return range(max(rows.start, lo), min(rows.stop, hi))
 
 
-def _twin(trunk: LayerParallel, layers: int) -> LayerParallel:
+def _twin(trunk: LayerParallel, layers: int, forward: SolverOptions, adjoint: SolverOptions) -> LayerParallel:
     """The same trunk with another number of layers, and weights that are still to be filled in."""
     like = next(iter(trunk.theta.values()))
     made = LayerParallel(
@@ -148,12 +158,14 @@ def _twin(trunk: LayerParallel, layers: int) -> LayerParallel:
         layers,
         trunk.T,
         stepper=trunk.stepper,
-        forward=trunk.forward_solver,
-        adjoint=trunk.adjoint_solver,
+        forward=forward,
+        adjoint=adjoint,
         seed=trunk.seed,
         comm=trunk.comm,
         dtype=like.dtype,
         device=like.device,
+        gradient=trunk.gradient,
+        store=trunk.store,
         control=trunk.control,
         controls=trunk.controls,
     )

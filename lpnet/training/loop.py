@@ -10,13 +10,14 @@ import math
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LRScheduler
 
 from lpnet import cost, regularizers
 from lpnet.data import DataSet
@@ -28,6 +29,13 @@ from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.training.updates import make_optimizer, make_schedule
 
 Record = dict[str, Any]
+
+_TOTALS: Record = {
+    "serial_steps": 0,
+    "largest_gradient_error": 0.0,
+    "largest_gradient_error_used": 0.0,
+    "layer_evaluations": 0,
+}
 
 CHUNK = 2048  # examples that an exact evaluation propagates at once
 
@@ -61,13 +69,47 @@ class Tensors:
         return cls(train_x, train_y, val_x, val_y)
 
 
-def fit(net: Network, data: Tensors, log: Log) -> Record:
+@dataclass
+class Course:
+    """Where a training stands, and what goes on from one network to the next finer one.
+
+    Args:
+        optimizer: of the network that is trained now.
+        schedule: of its learning rate.
+        drawn: the batches to come.
+        steps: how many there will be in all.
+        until: train to this step.
+        done: steps done.
+        level: of multilevel training, counted from 1.
+    """
+
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    drawn: Iterator[tuple[int, Tensor]]
+    steps: int
+    until: int
+    done: int = 0
+    level: int = 1
+    totals: Record = field(default_factory=lambda: dict(_TOTALS))
+
+    @classmethod
+    def of(cls, net: Network, data: Tensors) -> "Course":
+        """The whole course of a network, from its beginning."""
+        config = net.config
+        steps = config.training.total_steps(len(data.train_y))
+        optimizer = make_optimizer(config.optimizer, net.parameters())
+        schedule = make_schedule(config.schedule, optimizer, steps)
+        return cls(optimizer, schedule, batches(data, config.training.batch, config.run.seed), steps, steps)
+
+
+def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> Record:
     """Train the network as its configuration says; collective.
 
     Args:
         net: is changed in place.
         data: the examples, equal on all ranks.
         log: is told each step.
+        course: goes on from there; None: from the beginning to the end.
 
     Returns:
         The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
@@ -79,47 +121,50 @@ def fit(net: Network, data: Tensors, log: Log) -> Record:
         NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
     """
     config, options = net.config, net.config.training
-    steps = options.total_steps(len(data.train_y))
-    optimizer = make_optimizer(config.optimizer, net.parameters())
-    schedule = make_schedule(config.schedule, optimizer, steps)
+    course = Course.of(net, data) if course is None else course
     objective = Objective(net)
-    descent = descent_of(net, optimizer, objective, len(data.train_y))
+    descent = descent_of(net, course.optimizer, objective, len(data.train_y))
     record: Record = {}
-    totals: Record = {"serial_steps": 0, "largest_gradient_error": 0.0, "largest_gradient_error_used": 0.0}
     good = _copies(net)
-    drawn = batches(data, options.batch, config.run.seed)
-    for step in range(1, steps + 1):
+    for step in range(course.done + 1, course.until + 1):
         start = time.perf_counter()
-        epoch, index = next(drawn)
-        lr = optimizer.param_groups[0]["lr"]
+        epoch, index = next(course.drawn)
+        lr = course.optimizer.param_groups[0]["lr"]
         loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
         norm = _gradient_norm(net, config.optimizer.clip)
         progress = descent.progress(loss, norm)
         record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting}
-        record |= {"grad_norm": norm, "lr": lr, **_solves(net, progress)}
+        record |= {"grad_norm": norm, "lr": lr, "level": course.level, "layers": net.trunk.layers}
+        record |= _solves(net, progress)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             log.step(record | {"seconds": time.perf_counter() - start})
             _restore(net, good)
             raise NonFiniteError(_stopped(record))
-        totals = _counted(totals, progress)
+        course.totals |= _counted(course.totals, progress)
         if progress.diverged:
             log.warn(_diverged(step, progress))
         good = _copies(net)
         descent.update()
-        if step < steps:  # a schedule is made for so many steps, and not one more
-            schedule.step()
+        course.done = step
+        if step < course.steps:  # a schedule is made for so many steps, and not one more
+            course.schedule.step()
         record["seconds"] = time.perf_counter() - start
-        last = step == steps or progress.converged
+        last = step == course.until or progress.converged
         if last or (options.validate_every and step % options.validate_every == 0):
             record |= evaluate(net, data)
             if synchronize(net):
                 log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
         log.step(record)
         if progress.converged:
-            log.warn(f"step {step}: residuals and gradient are within oneshot.tol; stopped before the last step")
+            log.warn(f"step {step}: residuals and gradient are within oneshot.tol; {_ended(course)}")
             break
     work = net.trunk.comm.allgather(np.array([[net.trunk.info.layer_evaluations]]), [1] * net.trunk.comm.size)
-    return record | totals | {"layer_evaluations": int(work.sum())}
+    course.totals["layer_evaluations"] += int(work.sum())
+    return record | course.totals
+
+
+def _ended(course: Course) -> str:
+    return "stopped before the last step" if course.until == course.steps else "the next level begins"
 
 
 class Objective:

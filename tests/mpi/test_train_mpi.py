@@ -53,6 +53,7 @@ CASES = [
     ("--trunk.layers=24", "--control.gradient_tol=0.01", "--solver.forward.coarsening=4",
      "--solver.adjoint.coarsening=4", "--control.plan_ranks=8"),
     ("--trunk.layers=9", "--trunk.dynamics=antisymmetric", "--optimizer.name=sgd", "--optimizer.momentum=0.9"),
+    ("--trunk.layers=20", "--multilevel.levels=2", "--training.method=simultaneous", "--solver.forward.coarsening=3"),
 ]  # fmt: skip
 
 
