@@ -3,9 +3,23 @@
 from lpnet.optim.chain import Chain, split
 from lpnet.optim.gaussnewton import GaussNewton
 from lpnet.optim.lbfgs import LBFGS, Report
-from lpnet.optim.linesearch import Armijo, Result
+from lpnet.optim.linesearch import Armijo, Result, Wolfe
+from lpnet.optim.ncg import NonlinearCG
 from lpnet.optim.pcg import PCG
 from lpnet.optim.precondition import DCT
 from lpnet.optim.problem import Problem
 
-__all__ = ["DCT", "LBFGS", "PCG", "Armijo", "Chain", "GaussNewton", "Problem", "Report", "Result", "split"]
+__all__ = [
+    "DCT",
+    "LBFGS",
+    "PCG",
+    "Armijo",
+    "Chain",
+    "GaussNewton",
+    "NonlinearCG",
+    "Problem",
+    "Report",
+    "Result",
+    "Wolfe",
+    "split",
+]

@@ -15,7 +15,7 @@ MapReduce (2014).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -26,9 +26,9 @@ from torch import Tensor
 from lpnet.errors import NonFiniteError
 from lpnet.optim import vector
 from lpnet.optim.linesearch import Armijo, Result, is_number, is_whole, require
+from lpnet.optim.searching import Objective, Search, Searching
 from lpnet.optim.vector import Vector
 
-Objective = Callable[[], Tensor | float]
 _ARMIJO = Armijo()
 
 
@@ -69,7 +69,7 @@ class _Direction:
     start: float
 
 
-class LBFGS(torch.optim.Optimizer):
+class LBFGS(Searching):
     """Limited-memory BFGS for networks with and without a trunk; `step` is collective.
 
     One gradient a step: pairs are formed from the gradients of successive steps. These should be of the same function
@@ -101,24 +101,12 @@ class LBFGS(torch.optim.Optimizer):
         lr: float = 1.0,
         memory: int = 10,
         curvature: float = 1e-8,
-        search: Armijo | None = _ARMIJO,
+        search: Search | None = _ARMIJO,
     ) -> None:
-        require(is_number(lr) and 0 < lr < math.inf, "lr", lr, "a positive number")
         require(is_whole(memory) and memory >= 1, "memory", memory, "a whole number of at least 1")
         require(is_number(curvature) and 0 <= curvature < 1, "curvature", curvature, "a number from 0 to below 1")
-        require(search is None or hasattr(search, "search"), "search", search, "Armijo(...) or None")
-        self.search = search
         self.report: Report | None = None
-        super().__init__(parameters, {"lr": lr, "memory": memory, "curvature": curvature, **_no_pairs()})
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The one group of the constructor.
-
-        Raises:
-            InputError: there is one already.
-        """
-        require(not self.param_groups, "parameters", "more than one group", "one")
-        super().add_param_group(param_group)
+        super().__init__(parameters, search, lr, memory=memory, curvature=curvature, **_no_pairs())
 
     @torch.no_grad()
     def step(self, closure: Objective, objective: Objective | None = None) -> float:  # type: ignore[override]
@@ -143,20 +131,13 @@ class LBFGS(torch.optim.Optimizer):
         evaluations, result = 0, Result(0.0, loss, 0, False)
         for direction in self._directions(g, products):
             if -math.inf < direction.slope < 0:
-                result = self._move(lambda: self._evaluate(closure, objective), loss, direction)
+                result = self._move(closure, objective, loss, direction.d, direction.slope, direction.start)
                 evaluations += result.evaluations
             if result.accepted:
                 break
             self._forget()
         self.report = Report(result.step, evaluations, result.accepted, len(self._group["slots"]), skipped)
         return loss
-
-    def _evaluate(self, closure: Objective, objective: Objective | None = None) -> float:
-        """The loss, as rank 0 has it."""
-        with torch.set_grad_enabled(objective is None):
-            value = closure() if objective is None else objective()
-        number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-        return float(vector.of_rank_0(self._theta, torch.tensor([number], dtype=torch.float64)))
 
     def _take_in(self, loss: float) -> tuple[bool, Vector, _Products]:
         """Put the pair of the last step into memory: whether it was skipped, the gradient, its inner products."""
@@ -170,7 +151,7 @@ class LBFGS(torch.optim.Optimizer):
         asked = [(v, g) for v in (g, *S, *Y)]
         if new:
             asked += [(v, Y[-1]) for v in (*S, *Y)] + [(S[-1], S[-1])]
-        found = vector.of_rank_0(theta, vector.dots(theta, asked)).tolist()
+        found = self._dots(asked)
         gg, sg, yg = found[0], found[1 : k + 1], found[k + 1 : 2 * k + 1]
         if not (math.isfinite(loss) and math.isfinite(gg)):
             raise NonFiniteError(f"LBFGS: the loss is {loss:g} and the norm of the gradient {math.sqrt(gg):g}")
@@ -218,44 +199,9 @@ class LBFGS(torch.optim.Optimizer):
             yield _Direction(d, slope, 1.0)
         yield _Direction([-t for t in g], -gg, 1 / max(1.0, math.sqrt(gg)))
 
-    def _move(self, evaluate: Callable[[], float], loss: float, direction: _Direction) -> Result:
-        """Go along a direction as far as the search says; back to where it was, where that says no or fails."""
-        theta, origin = self._theta, self._stored("point")
-        start, accepted = float(self._group["lr"]) * direction.start, False
-
-        def phi(a: float) -> float:
-            vector.assign(theta, vector.axpy(a, direction.d, origin))
-            return evaluate()
-
-        if self.search is None:
-            vector.assign(theta, vector.axpy(start, direction.d, origin))
-            return Result(start, math.nan, 0, True)
-        try:
-            result = self.search.search(phi, loss, direction.slope, start)
-            accepted = result.accepted
-        finally:
-            if not accepted:
-                vector.assign(theta, origin)
-        return result
-
-    @property
-    def _group(self) -> dict[str, Any]:
-        return self.param_groups[0]
-
-    @property
-    def _theta(self) -> Vector:
-        return self._group["params"]
-
     def _pairs(self, name: str) -> list[Vector]:
         """All s or all y in memory, the oldest first."""
         return [self._stored(f"{name}{i}") for i in self._group["slots"]]
-
-    def _stored(self, name: str) -> Vector:
-        return [self.state[p][name] for p in self._theta]
-
-    def _store(self, name: str, v: Vector) -> None:
-        for p, t in zip(self._theta, v, strict=True):
-            self.state[p][name] = t  # a new tensor, never written into: a state_dict may share the old one
 
 
 def two_loops(
