@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpnet import dynamics, multilevel, optim, regularizers, steppers, uncaught
+from lpnet.check import CheckReport, check
 from lpnet.control import Adaptive
 from lpnet.controls import Controls
 from lpnet.errors import InputError, NonFiniteError
@@ -47,6 +48,7 @@ def load(path: str | Path, comm: Any = None, device: str = "cpu") -> "Network":
 __all__ = [
     "MGRIT",
     "Adaptive",
+    "CheckReport",
     "Controls",
     "Info",
     "InputError",
@@ -57,6 +59,7 @@ __all__ = [
     "Serial",
     "WarmStates",
     "__version__",
+    "check",
     "clip_grad_norm_",
     "dynamics",
     "exact",

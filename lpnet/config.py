@@ -51,8 +51,9 @@ class Trunk:
         layers: number N of layers.
         width: number of features of a state.
         T: final time.
-        dynamics: f of one layer: dense, two_layer, antisymmetric, hamiltonian, double_symmetric.
-        stepper: euler, or verlet (for hamiltonian); null: the one that fits the dynamics.
+        dynamics: f of one layer: dense, two_layer, antisymmetric, hamiltonian, double_symmetric,
+            second_order.
+        stepper: euler, rk4, ab3; verlet (for hamiltonian); leapfrog (for second_order); null: the first that fits.
         activation: tanh, relu, smooth_relu, gelu.
         init: initial weights: constant in the layer index, or random in each layer.
         opening: how features become a state: linear (a trained layer), pad (with zeros), auto (pad if there are as
@@ -61,9 +62,10 @@ class Trunk:
             weights of its own.
         basis: of controls: constant, linear, or (cubic) spline in time. Default linear.
         gamma: of dense and antisymmetric: damping γ of σ((K − γI)y + b), σ((K − Kᵀ − γI)y + b). Default 0.
-        hidden: of two_layer and double_symmetric: width between the two matrices. Default: that of the trunk.
+        hidden: of two_layer, double_symmetric, second_order: width between the matrices. Default: that of the trunk.
         form: of hamiltonian: slides (−σ(Ky + b), σ(Kᵀz + b)), or package (K and Kᵀ exchanged). Default slides.
-        start: of verlet: half (second order), or zero (z_0 = 0 stands for z half a step earlier). Default half.
+        start: of verlet and leapfrog: half (second order), or zero (z_0 = 0 stands for z half a step earlier). Default
+            half.
     """
 
     layers: int = 128

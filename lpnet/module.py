@@ -182,7 +182,7 @@ class LayerParallel(nn.Module):
         theta = self.layer_weights()
         if copied:
             theta = {name: t.clone() for name, t in theta.items()}
-        self._watch.look(lambda: self._outlook(theta), self.comm.rank, False)
+        self._watch.look(lambda: self._outlook(theta), self.comm.rank, self.store == "reverse")
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))

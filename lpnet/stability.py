@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lpnet.activations import ACTIVATIONS
 from lpnet.dynamics import Dynamics
 from lpnet.slab import Slab
-from lpnet.steppers import Stepper
+from lpnet.steppers import Mix, Stepper
 
 Complex = npt.NDArray[np.complex128]
 Floats = npt.NDArray[np.float64]
@@ -58,9 +58,12 @@ def amplification(stepper: Stepper, z: npt.ArrayLike) -> Complex:
     zero = np.zeros((len(z), stepper.memory), dtype=np.complex128)
     slots = {i: zero + np.eye(stepper.memory)[i] for i in range(stepper.memory)}
     for step in stepper.stages(1.0):
-        start = step.target if step.start is None else step.start
-        f = factor[step.term][:, None] * slots.get(step.source, zero)
-        slots[step.target] = slots.get(start, zero) + step.w * f
+        if isinstance(step, Mix):
+            slots[step.target] = sum((c * slots.get(s, zero) for s, c in step.terms), zero)
+        else:
+            start = step.target if step.start is None else step.start
+            f = factor[step.term][:, None] * slots.get(step.source, zero)
+            slots[step.target] = slots.get(start, zero) + step.w * f
     return np.stack([slots[i] for i in range(stepper.memory)], axis=1)
 
 

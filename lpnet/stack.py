@@ -30,7 +30,7 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """Lets `functional_call` reach the terms of a module."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -60,7 +60,7 @@ class Stack:
         self.module = copy.deepcopy(module)
         self.terms = stepper.terms
         self.fast = isinstance(module, Dynamics)
-        self._call = _Call(self.module)
+        self._call = Call(self.module)
         self._random: dict[bool, bool] = {}
 
     def _evaluate(self, training: bool, theta: Weights, term: str, y: Tensor) -> Tensor:
@@ -175,6 +175,12 @@ def _random_state(devices: list[torch.device]) -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
+def terms_of(module: nn.Module) -> tuple[str, ...]:
+    """What a module says of dy/dt: "kick" and "drift", one of them, or "f" for ``forward``."""
+    own: tuple[str, ...] = getattr(module, "terms", ())
+    return own or tuple(t for t in ("kick", "drift") if callable(getattr(module, t, None))) or ("f",)
+
+
 def _check(module: nn.Module, stepper: Stepper) -> None:
     if next(module.parameters(), None) is None:
         raise InputError(f"dynamics: {type(module).__name__} given, which has no parameters; at least one needed")
@@ -184,9 +190,12 @@ def _check(module: nn.Module, stepper: Stepper) -> None:
                 f"dynamics: {type(part).__name__} ({name or 'itself'}) given; its statistics would change with every "
                 "relaxation, use LayerNorm or GroupNorm"
             )
-    has: tuple[str, ...] = getattr(module, "terms", ())
-    if not has:
-        has = tuple(t for t in ("kick", "drift") if callable(getattr(module, t, None))) or ("f",)
+    require_terms(module, stepper)
+
+
+def require_terms(module: nn.Module, stepper: Stepper) -> None:
+    """Raise `InputError` unless the stepper uses just the terms that the module gives."""
+    has = terms_of(module)
     if set(stepper.terms) == set(has):
         return
     needs = " and ".join(f"{t}()" for t in stepper.terms) if stepper.terms != ("f",) else "forward()"

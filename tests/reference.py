@@ -19,7 +19,7 @@ F64 = torch.float64
 Map = Callable[[int, Tensor], Tensor]
 KINDS = ("dense", "two_layer", "antisymmetric", "hamiltonian")
 """Dynamics that tests of whole trunks run over,"""
-ALL_KINDS = (*KINDS, "double_symmetric")
+ALL_KINDS = (*KINDS, "double_symmetric", "second_order")
 """and those that tests of single layers run over: all there are."""
 ACTIVATIONS = ("tanh", "relu", "smooth_relu", "gelu")
 
@@ -278,6 +278,8 @@ def coarse_start(H: Hierarchy, level: int, x0: Tensor, relaxation: str) -> list[
 
 def stepper(kind: str, start: Any = "half") -> lpnet.steppers.Stepper:
     """The stepper that a dynamics needs."""
+    if kind == "second_order":
+        return lpnet.steppers.Leapfrog(start)
     return lpnet.steppers.Verlet(start) if kind == "hamiltonian" else lpnet.steppers.Euler()
 
 

@@ -27,11 +27,15 @@ class Plain(nn.Module):
         return self.inner(y)
 
 
-class Partitioned(Plain):
-    """The same for partitioned dynamics."""
+class Kicked(Plain):
+    """The same for dynamics of second order,"""
 
     def kick(self, y: Tensor) -> Tensor:
         return self.inner.kick(y)
+
+
+class Partitioned(Kicked):
+    """and for partitioned ones."""
 
     def drift(self, z: Tensor) -> Tensor:
         return self.inner.drift(z)
@@ -59,7 +63,7 @@ def cases() -> Iterator[Any]:
 def made(kind: str, activation: str, term: str, fast: bool) -> Case:
     module = dynamics(kind, WIDTH, activation, gamma=0.2).to(F64)
     if not fast:
-        module = Partitioned(module) if kind == "hamiltonian" else Plain(module)
+        module = {"hamiltonian": Partitioned, "second_order": Kicked}.get(kind, Plain)(module)
     stack = Stack(module, stepper(kind))
     theta = {n: normal(N, *p.shape, seed=i) for i, (n, p) in enumerate(module.named_parameters())}
     fields = stack.fields(theta)

@@ -25,6 +25,7 @@ REAL = {"euler": 2.0, "rk4": 2.78529, "ab3": 6 / 11}
 def test_limits_are_the_published_ones(name: str) -> None:
     stepper = REGISTRY[name]()
     assert stability.limit(stepper) == pytest.approx(LIMITS[name], abs=1e-5)
+    assert stepper.imaginary_limit == pytest.approx(LIMITS[name], abs=1e-5)
     if name in REAL:
         assert stability.limit(stepper, "real") == pytest.approx(REAL[name], abs=1e-5)
 
@@ -125,8 +126,7 @@ def test_norms(rows: int, columns: int) -> None:
 @pytest.mark.parametrize("kind", ["antisymmetric", "hamiltonian", "double_symmetric", "second_order"])
 def test_bounds_are_the_eigenvalues_where_the_activation_is_linear(kind: str) -> None:
     """ReLU on its positive side, σ' = 1."""
-    one = lpnet.dynamics.SecondOrder(4, "relu") if kind == "second_order" else dynamics(kind, 4, "relu", gamma=0.3)
-    one.to(F64).requires_grad_(False)
+    one = dynamics(kind, 4, "relu", gamma=0.3).to(F64).requires_grad_(False)
     theta = {n: normal(1, *p.shape, seed=i) for i, (n, p) in enumerate(one.named_parameters())}
     theta["b"].fill_(100.0)
     one.load_state_dict({n: t[0] for n, t in theta.items()})

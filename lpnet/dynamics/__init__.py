@@ -11,6 +11,7 @@ REGISTRY: dict[str, type[Dynamics]] = {
     "antisymmetric": Antisymmetric,
     "hamiltonian": Hamiltonian,
     "double_symmetric": DoubleSymmetric,
+    "second_order": SecondOrder,
 }
 
 __all__ = [
