@@ -67,19 +67,35 @@ def solve(
         InputError: a value or shape is not allowed.
         NonFiniteError: the objective is not finite to begin with; nothing was changed.
     """
-    require(is_number(tol) and 0 < tol < 1, "tol", tol, "a number between 0 and 1")
-    require(is_whole(most) and most >= 0, "most", most, "a whole number of at least 0")
     problem = problem_of(features, label, linear, weight_decay)
-    begin = start = problem.at(stacked(linear))
+    point, report = minimize(problem, stacked(linear), tol, most)
+    if report.steps:
+        unstack(point.M, linear)
+    return report
+
+
+def minimize(problem: Softmax, M: Tensor, tol: float, most: int) -> tuple[Point, Report]:
+    """The minimum of E from M, see `solve`.
+
+    Raises:
+        InputError: a value is not allowed.
+        NonFiniteError: E(M) is not finite.
+    """
+    check(tol, most)
+    begin = start = problem.at(M)
     if not math.isfinite(begin.value):
         raise NonFiniteError(f"classifier: the objective is {begin.value:g}")
-    if begin.value > math.log(linear.out_features):
-        start = problem.at(torch.zeros_like(begin.M))
+    if begin.value > math.log(len(M)):
+        start = problem.at(torch.zeros_like(M))
     end, steps, evaluations = _newton(problem, start, tol * problem.scale, most)
-    if steps:
-        unstack(end.M, linear)
     size = float(end.gradient.norm()) / (problem.scale or 1.0)
-    return Report(begin.value, end.value, size, steps, evaluations, size <= tol)
+    return end, Report(begin.value, end.value, size, steps, evaluations, size <= tol)
+
+
+def check(tol: float, most: int) -> None:
+    """Refuse options that are not allowed."""
+    require(is_number(tol) and 0 < tol < 1, "tol", tol, "a number between 0 and 1")
+    require(is_whole(most) and most >= 0, "most", most, "a whole number of at least 0")
 
 
 def problem_of(

@@ -41,7 +41,7 @@ class Problem:
         net: see `lpnet.optim.chain.split`.
         x: (batch, …), the same on every rank.
         label: what `loss` compares the output with.
-        loss: (output, label) -> scalar, differentiable twice in the output.
+        loss: (output, label) -> scalar, differentiable twice in the output (or see `curvature`).
         penalties: are added to the loss.
         parameters: those of the net that are free; None: all that require a gradient. The others are constants.
 
@@ -160,6 +160,16 @@ def free(net: nn.Module, parameters: Sequence[Tensor] | None) -> tuple[Tensor, .
     return tuple(given)
 
 
+def curvature(loss: Loss, output: Tensor, label: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """∇L and δu -> (∇²L) δu; a loss with a method ``linearize(output, label)`` says them itself."""
+    own = getattr(loss, "linearize", None)
+    if own is not None:
+        return own(output, label)
+    # ∇²L is symmetric: its products as pulled-back ones, which torch has for more losses than pushed ones.
+    bar, back = torch.func.vjp(torch.func.grad(lambda u: loss(u, label)), output)  # type: ignore[misc]
+    return bar, lambda du: back(du)[0]
+
+
 class Model:
     """g·v + ½ v·B v at one point, on the solves of one linearisation; see the module.
 
@@ -178,9 +188,7 @@ class Model:
         self._through = bool(self._before.names) or any(i is not None for i in self._inside)
         self._trunk = trunk.linearize(self._before.output)
         self._after = _Part(chain.after, place, self._trunk.output, moves=True)
-        loss = torch.func.grad(lambda u: problem.loss(u, problem.label))
-        # ∇²L is symmetric: its products as pulled-back ones, which torch has for more losses than pushed ones.
-        self._bar, self._curve = torch.func.vjp(loss, self._after.output)  # type: ignore[misc]
+        self._bar, self._curve = curvature(problem.loss, self._after.output, problem.label)
         self.value = problem.number(problem._total(self._after.output))
 
     @cached_property
@@ -199,7 +207,7 @@ class Model:
         du = self._push(v)
         if du is None:
             return self.problem.penalty_product(v)
-        return vector.axpy(1.0, self._pull(self._curve(du)[0]), self.problem.penalty_product(v))
+        return vector.axpy(1.0, self._pull(self._curve(du)), self.problem.penalty_product(v))
 
     def _push(self, v: Vector) -> Tensor | None:
         """J v, None if it is zero."""

@@ -78,17 +78,22 @@ class Softmax:
 
     def value(self, M: Tensor) -> float:
         """E(M)."""
-        return self._value(M, self.y @ M.T)
+        return float(self._value(M, self.y @ M.T))
 
-    def _value(self, M: Tensor, u: Tensor) -> float:
+    def of(self, features: Tensor, M: Tensor) -> Tensor:
+        """E(M), differentiable in the features, which are those of the constructor."""
+        u = features.double() @ M[:, : features.shape[1]].T
+        return self._value(M, u if M.shape[1] == features.shape[1] else u + M[:, -1])
+
+    def _value(self, M: Tensor, u: Tensor) -> Tensor:
         misfit = (torch.logsumexp(u, dim=1) - (self.c * u).sum(1)).mean()
-        return float(misfit + 0.5 * (M.square() @ self.alpha).sum())
+        return misfit + 0.5 * (M.square() @ self.alpha).sum()
 
     def at(self, M: Tensor) -> Point:
         """Value and gradient."""
         u = self.y @ M.T
         p = torch.softmax(u, dim=1)
-        return Point(M, self._value(M, u), (p - self.c).T @ self.y / len(self.y) + M * self.alpha, p)
+        return Point(M, float(self._value(M, u)), (p - self.c).T @ self.y / len(self.y) + M * self.alpha, p)
 
     def product(self, p: Tensor, V: Tensor) -> Tensor:
         """∇²E V, (classes, columns), where the probabilities are p."""

@@ -1,0 +1,84 @@
+"""Block coordinate descent in the weights θ and the classifier M of F(θ, M) = E(M; y_N(θ)) + R(θ), one step:
+
+    M ← argmin F(θ, ·)        convex, to tolerance
+    θ ← θ + a p               a step of Gauss–Newton–PCG of F(·, M), M held
+    M ← argmin F(θ, ·)
+
+No part of a step can increase F. After the first step the first minimisation has nothing to do, unless the batch is
+another one.
+
+Source: Haber, Ruthotto, Stable architectures for deep neural networks (2017) (block coordinate descent).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpnet.optim.gaussnewton import GaussNewton
+from lpnet.optim.head import Head, Misfit, divide
+from lpnet.optim.problem import Problem
+from lpnet.optim.softmax import Softmax
+from lpnet.optim.vector import Vector
+from lpnet.regularizers import Penalty
+
+
+class Held(Misfit):
+    """E for a classifier that is minimised by the next evaluation after `renew`, and held from there on."""
+
+    def __init__(self, head: Head, tol: float, most: int) -> None:
+        super().__init__(head, tol, most)
+        self._due = False
+
+    def renew(self) -> None:
+        """Let the next evaluation minimise."""
+        self._due, self.report = True, None
+
+    def _weights(self, problem: Softmax) -> Tensor:
+        if self._due:
+            self._due = False
+            self._solve(problem)
+        return super()._weights(problem)  # in the precision of the layer, the first time as later on
+
+
+class BlockCoordinateDescent(GaussNewton):
+    """Gauss–Newton–PCG for θ and Newton's method for the classifier in turn; see the module and `GaussNewton`.
+
+    In its reports `before` and `after` are F before and after all parts of a step, everything else is of the part in θ;
+    work for the classifier alone is not counted.
+
+    Args:
+        net: see `lpnet.optim.head.divide`.
+        penalties: are added; of the classifier only `regularizers.Quadratic`.
+        tol, most: for the classifier, see `lpnet.optim.classifier.solve`.
+        options: of `GaussNewton`: lr, pcg, search, cap, preconditioner, parameters.
+
+    Attributes:
+        loss: of the features; its `report` is of the last solve for the classifier.
+
+    Raises:
+        InputError: a net without a classifier behind the trunk, or a value that is not allowed.
+    """
+
+    loss: Held
+
+    def __init__(
+        self, net: nn.Module, penalties: Sequence[Penalty] = (), tol: float = 1e-8, most: int = 50, **options: Any
+    ) -> None:
+        head = divide(net, penalties)
+        super().__init__(head.net, penalties=head.penalties, loss=Held(head, tol, most), **options)
+
+    @torch.no_grad()
+    def step(self, problem: Problem, gradient: Vector | None = None) -> float:  # type: ignore[override]
+        """See `GaussNewton.step`; with a gradient that is known already, the step begins with that part."""
+        if gradient is None:
+            self.loss.renew()
+        super().step(problem, gradient)
+        report, first = self.report, self.loss.report if gradient is None else None
+        assert report is not None
+        before = report.before + (first.before - first.value if first is not None else 0.0)
+        self.loss.renew()
+        self.report = replace(report, before=before, after=problem.value(), work=report.work + 0.5)
+        return before
