@@ -65,8 +65,8 @@ class CoarseSteps:
         if isinstance(program, Picard):
             delta = None if deltas is None else deltas[program.term]
             return _picard_tangent(self.fields[program.term], program, offset, dot, (kept, delta))
-        pairs = programs.Pairs(self._work(x), self._dots(dot), None)
-        programs.tangent(program, self.fields, pairs, offset, [[keep] for keep in kept], deltas)
+        pairs = programs.Pairs(self._work(x), self._dots(dot), deltas)
+        programs.tangent(program, self.fields, pairs, offset, [[keep] for keep in kept])
         return state_of(pairs.dots, self.memory)
 
     def _pull_steps(self, program: Steps, offset: int, z: Tensor, kept: list[Any]) -> Tensor:

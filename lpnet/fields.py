@@ -142,11 +142,15 @@ class DenseField:
         else:
             target.view.addmm_(self.C[j], a, alpha=-self.sign * w)
 
-    def _cotangent(self, j: int, bar: Tensor, kept: Tensor) -> Tensor:
-        """Of the argument u: σ'(u) Cᵀ bar, in scratch memory."""
+    def _pair(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Two scratch tensors like this one."""
         if self._scratch is None or self._scratch[0].shape != kept.shape:
             self._scratch = (torch.empty_like(kept), torch.empty_like(kept))
-        d, e = self._scratch
+        return self._scratch
+
+    def _cotangent(self, j: int, bar: Tensor, kept: Tensor) -> Tensor:
+        """Of the argument u: σ'(u) Cᵀ bar, in scratch memory."""
+        d, e = self._pair(kept)
         if self.C is not None:
             bar = torch.mm(self.C[j].t(), bar, out=e)
         return self.activation.pull(bar, kept, d)
@@ -175,11 +179,11 @@ class DenseField:
         kept: Tensor,
         delta: DenseWeights | None,
     ) -> None:
-        w = self.sign * w
-        u_dot = torch.mm(self.At[j].t(), dot)
+        w, (a_dot, u_dot) = self.sign * w, self._pair(kept)
+        torch.mm(self.At[j].t(), dot, out=u_dot)
         if delta is not None:
             u_dot.addmm_(delta.A[j], source.full)
-        a_dot = self.activation.pull(u_dot, kept, torch.empty_like(kept))
+        self.activation.pull(u_dot, kept, a_dot)
         if self.C is None:
             target_dot.add_(a_dot, alpha=w)
             return

@@ -81,9 +81,14 @@ class Linearization:
     Attributes:
         output: y_N, (batch, *features), on every rank.
         info, product: what the forward solve and the last product did.
+
+    Raises:
+        InputError: the trunk has the continuous adjoint, which is no transpose of J.
     """
 
     def __init__(self, trunk: Trunk, y: Tensor) -> None:
+        if trunk._engine.how.continuous:
+            raise InputError("gradient: 'continuous' given, 'discrete' allowed where products with J and Jᵀ are needed")
         self.trunk, self._step = trunk, Step(trunk, y, copied=True)
         self._schedule = schedule_of(trunk)
         out, self._solution = self._step.forward(self._schedule.forward, True)

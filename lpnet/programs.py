@@ -87,42 +87,48 @@ def replay(
 
 
 class Pairs(NamedTuple):
-    """Slots and their changes. `spare`: one slot more, for f evaluated anew; None: what is kept is still valid."""
+    """What a program and its changes work on.
+
+    Attributes:
+        slots: the values.
+        dots: their changes.
+        deltas: term -> change of the weights as its field holds them; None: the weights do not change.
+        spare: one slot more, for f to be evaluated anew; None: it is replayed from the tapes.
+    """
 
     slots: Sequence[Slot]
     dots: Sequence[Slot]
-    spare: Slot | None
+    deltas: Mapping[str, Any] | None
+    spare: Slot | None = None
 
 
-def tangent(
-    program: Steps, fields: Fields, pairs: Pairs, j: int, keeps: Sequence[Kept], deltas: Mapping[str, Any] | None
-) -> None:
+def tangent(program: Steps, fields: Fields, pairs: Pairs, j: int, tapes: Sequence[Kept], at: int = 0) -> None:
     """Do a program with its changes.
 
     Args:
         program: instructions.
         fields: term -> field.
-        pairs: slots, which are replayed from the tapes or evaluated, and their changes.
+        pairs: what it works on.
         j: weights of part 0.
-        keeps: for each instruction a tape of one place.
-        deltas: term -> change of the weights as its field holds them; None for none.
+        tapes: of each instruction.
+        at: where they hold what belongs to j.
     """
-    slots, dots, spare = pairs
-    for step, keep in zip(program, keeps, strict=True):
+    slots, dots, deltas, spare = pairs
+    for step, tape in zip(program, tapes, strict=True):
         if isinstance(step, Mix):
             mix(step, slots)
             mix(step, dots)
             continue
-        field, at, target = fields[step.term], j + step.part, slots[step.target]
-        source, dot = slots[step.source], dots[step.source].view
+        term, s, t, w, start, part = step
+        field, row, source, target = fields[term], j + part, slots[s], slots[t]
         if spare is not None:
-            field.add(at, source, spare, 0.0, keep, 0)
-        if step.start is not None:
-            target.view.copy_(slots[step.start].view)
-            dots[step.target].view.copy_(dots[step.start].view)
-        delta = None if deltas is None else deltas[step.term]
-        field.tangent(at, source, dot, dots[step.target].view, step.w, keep[0], delta)
-        field.remove(at, source, target, -step.w, keep, 0)
+            field.add(row, source, spare, 0.0, tape, at)
+        if start is not None:
+            target.view.copy_(slots[start].view)
+            dots[t].view.copy_(dots[start].view)
+        delta = None if deltas is None else deltas[term]
+        field.tangent(row, source, dots[s].view, dots[t].view, w, tape[at], delta)
+        field.remove(row, source, target, -w, tape, at)
 
 
 def backward(

@@ -45,17 +45,16 @@ class TangentLayers:
     def _segment(self, a: int, b: int, dot: Tensor, tape: Tape) -> Tensor:
         layers = self.layers
         x = layers.state(a, tape)
-        places: list[Kept] = tape.kept or [Scratch(keep) for keep in self._keeps(layers.program, x)]
+        tapes: list[Kept] = tape.kept or [Scratch(keep) for keep in self._keeps(layers.program, x)]
         pairs = self._pairs(x, dot, anew=not tape.kept)
         for j in range(a - layers.lo, b - layers.lo):
-            keeps = [[kept[j - tape.shift]] for kept in places]
-            programs.tangent(layers.program, layers.fields, pairs, j, keeps, self.deltas)
+            programs.tangent(layers.program, layers.fields, pairs, j, tapes, j - tape.shift)
         return state_of(pairs.dots, layers.stepper.memory)
 
     def lift(self, x: Tensor, dot: Tensor) -> Tensor:
         """δx_0 from (δy_0, 0, …); x is the state before the lift."""
         pairs = self._pairs(x, dot, anew=True)
-        programs.tangent(self._lift, self.layers.fields, pairs, 0, self._keeps(self._lift, x), self.deltas)
+        programs.tangent(self._lift, self.layers.fields, pairs, 0, self._keeps(self._lift, x))
         return state_of(pairs.dots, self.layers.stepper.memory)
 
     def _keeps(self, program: Steps, x: Tensor) -> list[Kept]:
@@ -63,4 +62,4 @@ class TangentLayers:
 
     def _pairs(self, x: Tensor, dot: Tensor, anew: bool) -> Pairs:
         slots = self._work(x)
-        return Pairs(slots, self._dots(dot), slots[-1] if anew else None)
+        return Pairs(slots, self._dots(dot), self.deltas, slots[-1] if anew else None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import lpnet
-from lpnet import MGRIT, InputError, Serial
+from lpnet import MGRIT, InputError, Serial, dynamics, steppers
 from lpnet.slab import Comm
 
 LAYERS = 13
@@ -19,9 +19,27 @@ LAYERS = 13
 
 def made(kind: str, how: str = "serial", layers: int = LAYERS) -> lpnet.LayerParallel:
     if kind == "user":
-        return user_trunk(nn.Sequential(nn.Linear(WIDTH, 6), nn.GELU(), nn.Linear(6, WIDTH)), layers, how)
+        return user_trunk(user(), layers, how)
     forward, adjoint = CONVERGED[how]
     return trunk(kind, layers, forward, adjoint, comm=Comm())
+
+
+def user() -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, 6), nn.GELU(), nn.Linear(6, WIDTH))
+
+
+class Force(nn.Module):
+    """Second-order dynamics of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = user()
+
+    def kick(self, y: Tensor) -> Tensor:
+        return -self.inner(y)
+
+    def reset_parameters(self) -> None:
+        """Parts have their own."""
 
 
 def direction(net: lpnet.LayerParallel, seed: int = 40) -> tuple[Tensor, list[Tensor]]:
@@ -44,23 +62,59 @@ def plain_tangent(net: lpnet.LayerParallel, y: Tensor, dy: Tensor, dtheta: list[
     return torch.func.jvp(lambda t, y: functional_call(plain, t, (y,)), (theta, y), (dots, dy))[1]
 
 
+OTHERS = {
+    "rk4": (steppers.RK4(), lambda: dynamics.Antisymmetric(WIDTH)),
+    "ab3": (steppers.AB3(), lambda: dynamics.TwoLayer(WIDTH, hidden=3)),
+    "ab3, user": (steppers.AB3(), user),
+    "leapfrog": (steppers.Leapfrog(), lambda: dynamics.SecondOrder(WIDTH)),
+    "leapfrog, user": (steppers.Leapfrog(), Force),
+    "verlet from zero": (steppers.Verlet("zero"), lambda: dynamics.Hamiltonian(WIDTH)),
+    "euler": (steppers.Euler(), lambda: dynamics.Dense(WIDTH)),
+}
+
+
 def inner(a: list[Tensor], b: list[Tensor]) -> float:
     return sum(float((p * q).sum()) for p, q in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("how", ["serial", "micro-batches", "two levels", "three levels", "samples", "mixed"])
-@pytest.mark.parametrize("kind", [*KINDS, "user"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(kind, how) for kind in KINDS for how in ("serial", "micro-batches", "two levels", "three levels", "samples")]
+    + [("two_layer", "mixed"), ("user", "two levels"), ("user", "samples")],
+)
 def test_products_are_those_of_autograd_and_adjoint_to_each_other(kind: str, how: str) -> None:
-    if kind == "user" and how == "three levels":
-        pytest.skip("slow, and no other case")
-    net, (y, bar) = made(kind, how), data()
+    assert_products(made(kind, how))
+
+
+@pytest.mark.parametrize("how", ["micro-batches", "two levels"])
+@pytest.mark.parametrize("which", OTHERS)
+def test_all_steppers(which: str, how: str) -> None:
+    stepper, one = OTHERS[which]
+    assert_products(user_trunk(one(), LAYERS, how, stepper=stepper))
+
+
+@pytest.mark.parametrize("how", ["serial", "two levels"])
+@pytest.mark.parametrize(
+    ("which", "store"),
+    [("euler", "cpoints"), ("ab3", "cpoints"), ("verlet from zero", "reverse"), ("leapfrog", "reverse")],
+)
+def test_states_that_are_not_stored(which: str, store: str, how: str) -> None:
+    stepper, one = OTHERS[which]
+    assert_products(user_trunk(one(), LAYERS, how, stepper=stepper, store=store))
+
+
+def assert_products(net: lpnet.LayerParallel) -> None:
+    """Output and tangent are those of autograd, the pull is its transpose, also when asked for a second time."""
+    y, bar = data()
     J = net.linearize(y)
     assert error(J.output, net.as_sequential()(y).detach()) < 1e-10
     dy, dtheta = direction(net)
     tangent = J.tangent(dy, dtheta)
     assert error(tangent, plain_tangent(net, y, dy, dtheta)) < 1e-10
-    y_bar, theta_bar = J.pull(bar)
-    assert inner([tangent], [bar]) == pytest.approx(inner([dy, *dtheta], [y_bar, *theta_bar]), rel=1e-12)
+    for _ in range(2):
+        y_bar, theta_bar = J.pull(bar)
+        assert inner([tangent], [bar]) == pytest.approx(inner([dy, *dtheta], [y_bar, *theta_bar]), rel=1e-12)
+    assert error(J.tangent(dy, dtheta), tangent) < 1e-13
 
 
 @pytest.mark.parametrize("options", [Serial(), MGRIT(coarsening=4, cycles=1, initial="warm")])
@@ -133,3 +187,9 @@ def test_wrong_shapes() -> None:
         J.pull(torch.zeros(3, WIDTH))
     with pytest.raises(InputError, match="dtheta: shapes"):
         J.tangent(None, [torch.zeros(1)])
+
+
+def test_no_products_with_the_continuous_adjoint() -> None:
+    net = user_trunk(dynamics.Dense(WIDTH), gradient="continuous")
+    with pytest.raises(InputError, match="gradient: 'continuous' given, 'discrete' allowed"):
+        net.linearize(data()[0])

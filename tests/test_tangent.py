@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from reference import ACTIVATIONS, ALL_KINDS, F64, Net, coarse, dynamics, error, lift, normal, run, stepper
+from reference import ACTIVATIONS, F64, KINDS, Net, coarse, dynamics, error, lift, normal, run, stepper
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lpnet import MGRIT
+from lpnet import MGRIT, steppers
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import parts, restrict
 from lpnet.propagator import Layers
@@ -19,6 +19,7 @@ from lpnet.stack import Stack
 from lpnet.tangent import TangentLayers
 
 N, WIDTH, BATCH, H = 7, 4, 5, 0.4
+FLOWS = (*KINDS, "double_symmetric")
 Weights = dict[str, Tensor]
 COARSE: dict[str, dict[str, Any]] = {
     "matched": {},
@@ -26,7 +27,7 @@ COARSE: dict[str, dict[str, Any]] = {
     "samples-2": {"samples": 2},
     "samples-4-passes-3": {"samples": 4, "passes": 3},
 }
-ALL_COARSE = [(k, how) for k in ALL_KINDS for how in COARSE if k != "hamiltonian" or "passes" not in COARSE[how]]
+ALL_COARSE = [(k, how) for k in FLOWS for how in COARSE if k != "hamiltonian" or "passes" not in COARSE[how]]
 
 
 class Made:
@@ -104,7 +105,7 @@ def test_terms_of_a_module_are_those_of_its_fast_path() -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", FLOWS)
 def test_layers(kind: str, activation: str) -> None:
     """Through segments of a sweep that do not fit together: each is linearised at its own states."""
     made = Made(kind, activation)
@@ -151,3 +152,44 @@ def test_coarse_steps(kind: str, how: str) -> None:
             dot = made.state(30 + k)
             expected = made.formula(partial(_coarse, a, b, options), xs[k], dot, deltas is not None)
             assert error(steps.tangent(k, packed(dot), deltas), packed(expected)) < 1e-12
+
+
+PROGRAMS = {
+    "rk4": ("dense", steppers.RK4(), MGRIT(samples=2)),
+    "rk4, injected": ("two_layer", steppers.RK4(), MGRIT(coarse_weights="inject")),
+    "ab3": ("dense", steppers.AB3(), MGRIT()),
+    "leapfrog": ("second_order", steppers.Leapfrog(), MGRIT(samples=2)),
+}
+
+
+def evaluated(program: steppers.Steps, f: Any, x: Tensor) -> Tensor:
+    """A program out of place; f(part, y)."""
+    slots = dict(enumerate(x))
+    for step in program:
+        if isinstance(step, steppers.Mix):
+            slots[step.target] = sum((c * slots[s] for s, c in step.terms), torch.zeros_like(x[0]))
+        else:
+            start = slots[step.target if step.start is None else step.start]
+            slots[step.target] = start + step.w * f(step.part, slots[step.source])
+    return torch.stack([slots[i] for i in range(len(x))])
+
+
+@pytest.mark.parametrize("which", PROGRAMS)
+def test_coarse_steps_of_general_programs(which: str) -> None:
+    """Rows of weights and scratch slots: against forward mode on the program itself."""
+    kind, stepper, options = PROGRAMS[which]
+    made = Made(kind)
+    cut = tuple(q - p for p, q in parts((0, N), options.samples))
+    rows = torch.from_numpy(stepper.rows(cut, options))
+    theta, delta = ({n: torch.tensordot(rows, t, 1) for n, t in w.items()} for w in (made.theta, made.delta))
+    program = stepper.coarse(cut, H / 4, options)
+    steps = CoarseSteps(stepper.memory, made.stack.fields(theta), [program], [len(rows)], 0)
+    x, dot = (normal(stepper.memory, BATCH, WIDTH, seed=i) for i in (1, 2))
+
+    def G(theta: Weights, x: Tensor) -> Tensor:
+        f = lambda part, y: made.net._replace(theta=theta).f({n: t[part] for n, t in theta.items()}, y)  # noqa: E731
+        return evaluated(program, f, x)
+
+    steps.linearize(0, packed(x))
+    expected = torch.func.jvp(G, (theta, x), (delta, dot))[1]
+    assert error(steps.tangent(0, packed(dot), made.stack.directions(theta, delta)), packed(expected)) < 1e-12

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from gradients import WIDTH, data
-from reference import F64, error, normal, trunk
+from reference import F64, KINDS, error, normal, trunk
 from torch import Tensor, nn
 
 import lpnet
@@ -22,10 +22,16 @@ SOLVERS = {
 
 
 def made(kind: str, layers: int, options: Any, comm: Comm) -> lpnet.LayerParallel:
-    if kind != "user":
+    if kind in KINDS:
         return trunk(kind, layers, options, options, comm=comm, seed=3)
     one = nn.Sequential(nn.Linear(WIDTH, 6), nn.Tanh(), nn.Linear(6, WIDTH))
-    return lpnet.LayerParallel(one, layers, 2.0, None, options, options, 3, comm, "random", F64)
+    one, stepper, store = {
+        "user": (one, lpnet.steppers.Euler(), "all"),
+        "ab3": (lpnet.dynamics.Antisymmetric(WIDTH), lpnet.steppers.AB3(), "cpoints"),
+        "leapfrog": (lpnet.dynamics.SecondOrder(WIDTH), lpnet.steppers.Leapfrog(), "reverse"),
+    }[kind]
+    more: dict[str, Any] = {"init": "random", "dtype": F64, "store": store}
+    return lpnet.LayerParallel(one, layers, 2.0, stepper, options, options, 3, comm, **more)
 
 
 def products(net: lpnet.LayerParallel) -> tuple[Tensor, Tensor, list[Tensor], float]:
@@ -45,8 +51,13 @@ def products(net: lpnet.LayerParallel) -> tuple[Tensor, Tensor, list[Tensor], fl
 
 
 @pytest.mark.parametrize("how", SOLVERS)
-@pytest.mark.parametrize(("kind", "layers"), [("two_layer", 13), ("hamiltonian", 13), ("hamiltonian", 2), ("user", 7)])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [("two_layer", 13), ("hamiltonian", 13), ("hamiltonian", 2), ("user", 7), ("ab3", 13), ("leapfrog", 13)],
+)
 def test_products_are_those_of_one_rank(kind: str, layers: int, how: str, comm: Comm) -> None:
+    if kind == "ab3" and how == "levels":
+        pytest.skip("takes no samples")
     found, expected = (products(made(kind, layers, SOLVERS[how], c)) for c in (comm, Comm()))
     assert error(found[0], expected[0]) < 1e-12
     assert error(found[1], expected[1]) < 1e-12
