@@ -10,6 +10,7 @@ grid (`lpnet.Controls`) on an axis of control points, which every rank holds.
 import copy
 import math
 import warnings
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.propagator import How, Store
 from lpnet.slab import Comm, Slab, as_comm
-from lpnet.stability import Outlook, Watch, outlook
+from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
 from lpnet.step import Infos, Repeat, Trial
 from lpnet.steppers import Euler, Stepper
@@ -182,7 +183,7 @@ class LayerParallel(nn.Module):
         theta = self.layer_weights()
         if copied:
             theta = {name: t.clone() for name, t in theta.items()}
-        self._watch.look(lambda: self._outlook(theta), self.comm.rank, self.store == "reverse")
+        self._watch.look(partial(self._outlook, theta), self.comm.rank, self.store == "reverse")
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))
@@ -192,8 +193,8 @@ class LayerParallel(nn.Module):
         key = (self.seed, self._calls)
         return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, [seed_of(*key, j) for j in layers]))
 
-    def _outlook(self, theta: dict[str, Tensor]) -> Outlook | None:
-        return outlook(self._stack.module, theta, self.stepper, self.h, self._slab)
+    def _outlook(self, theta: dict[str, Tensor], norm: Norm) -> Outlook | None:
+        return outlook(self._stack.module, theta, self.stepper, self.h, self._slab, norm)
 
     def gather_state_dict(self) -> dict[str, Tensor]:
         """The weights of all layers, name -> (N, ...), or the control points, on every rank; collective."""

@@ -30,6 +30,7 @@ from lpnet.dynamics import Dynamics
 from lpnet.slab import Slab
 from lpnet.steppers import Mix, Stepper
 
+Norm = Callable[[Tensor], Tensor]
 Complex = npt.NDArray[np.complex128]
 Floats = npt.NDArray[np.float64]
 
@@ -95,6 +96,11 @@ def _bisect(stable: Callable[[float], bool], low: float, high: float) -> float:
     return low
 
 
+def frobenius(stack: Tensor) -> Tensor:
+    """Norms of stacked matrices (n, rows, columns) that are quick and never smaller than |M_j|₂, (n,)."""
+    return torch.linalg.vector_norm(stack, dim=(1, 2)).double()
+
+
 def norms(stack: Tensor, iterations: int = 16) -> Tensor:
     """|M_j|₂ of stacked matrices (n, rows, columns), (n,), by the power method on MᵀM: from below, to some percent.
 
@@ -110,7 +116,7 @@ def norms(stack: Tensor, iterations: int = 16) -> Tensor:
     return torch.linalg.vector_norm(stack @ v, dim=(1, 2)).double()
 
 
-def eigenvalues(dynamics: Dynamics, theta: dict[str, Tensor]) -> Complex:
+def eigenvalues(dynamics: Dynamics, theta: dict[str, Tensor], norm: Norm = norms) -> Complex:
     """The λ_j of largest modulus that the Jacobians of stacked layers may have, (n,).
 
     On the imaginary axis (iω, less γ) or the negative real one; the bound |C| |A| max σ' is that of σ' = max σ' for all
@@ -118,7 +124,7 @@ def eigenvalues(dynamics: Dynamics, theta: dict[str, Tensor]) -> Complex:
     """
     slope = ACTIVATIONS[dynamics.activation].slope
     sizes = {
-        term: slope * norms(A[:, :, :-1]) * (1.0 if C is None else norms(C))
+        term: slope * norm(A[:, :, :-1]) * (1.0 if C is None else norm(C))
         for term, (A, C, _) in dynamics.dense({k: v.detach() for k, v in theta.items()}).items()
     }
     if "f" not in sizes:
@@ -177,7 +183,7 @@ class Outlook:
 
 
 def outlook(
-    dynamics: nn.Module, theta: dict[str, Tensor], stepper: Stepper, h: float, slab: Slab
+    dynamics: nn.Module, theta: dict[str, Tensor], stepper: Stepper, h: float, slab: Slab, norm: Norm = norms
 ) -> Outlook | None:
     """What to expect of these weights of all layers, the same on every rank; collective.
 
@@ -189,10 +195,11 @@ def outlook(
         stepper: how it is stepped,
         h: with which step.
         slab: the layers of all ranks.
+        norm: `norms`, or `frobenius`, which is quicker and sees things too black.
     """
     if not isinstance(dynamics, Dynamics) or dynamics.spectrum == "any":
         return None
-    z = h * eigenvalues(dynamics, theta)
+    z = h * eigenvalues(dynamics, theta, norm)
     every = slab.gather(torch.from_numpy(np.stack([z.real, z.imag], 1))).numpy()
     z = every[:, 0] + 1j * every[:, 1]
     layer = int(np.abs(z).argmax())
@@ -220,13 +227,15 @@ class Watch:
     def __init__(self) -> None:
         self._calls, self._next = 0, 1
 
-    def look(self, find: Callable[[], Outlook | None], rank: int, reverse: bool) -> None:
-        """To be called at every call of the trunk; `find` is collective."""
+    def look(self, find: Callable[[Norm], Outlook | None], rank: int, reverse: bool) -> None:
+        """To be called at every call of the trunk; `find` is its outlook by these norms, collective."""
         self._calls += 1
         if self._calls != self._next:
             return
         self._next *= 10
-        found = find()
+        found = find(frobenius)
+        if found is not None and not found.stable:
+            found = find(norms)
         if found is None or found.stable:
             return
         self._next = 0

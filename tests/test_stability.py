@@ -117,6 +117,7 @@ def test_norms(rows: int, columns: int) -> None:
     found = stability.norms(stack)
     assert (found <= exact * (1 + 1e-12)).all()
     assert (found >= 0.95 * exact).all()
+    assert (stability.frobenius(stack) >= exact * (1 - 1e-12)).all()
     same = stability.norms(stack[:1].expand(4, -1, -1))
     torch.testing.assert_close(same, found[:1].expand(4))
     assert stability.norms(stack[:0]).shape == (0,)
@@ -178,6 +179,14 @@ def test_beyond_the_limit_of_verlet() -> None:
     assert text.startswith("lpnet: Verlet is unstable: hω up to 2.25 (layer 7), the limit is 2;")
     assert "αβ = 5.06, 0 < αβ < 4" in text
     assert text.endswith("Use 1.2 times as many layers, a smaller T or smaller weights")
+
+
+def test_the_round_trip_is_foretold_where_states_are_recomputed() -> None:
+    """One layer with hω = 2.25 and 19 that hardly move: |ξ| = 2.8 once."""
+    (text,) = warned("hamiltonian", 15.0, store="reverse")
+    root = stability.radius(Verlet(), 2.25)[0]
+    assert f"recomputed states be wrong by about {np.finfo(float).eps * root**2:.1g} (eps |ξ|^2N)" in text
+    assert warned("hamiltonian", 12.5, store="reverse") == []
 
 
 def test_contraction_beyond_the_limit_of_euler() -> None:

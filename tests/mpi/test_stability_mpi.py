@@ -7,6 +7,7 @@ import torch
 from reference import normal, trunk, twin
 
 from lpnet.slab import Comm
+from lpnet.stability import norms
 
 pytestmark = pytest.mark.mpi
 
@@ -20,7 +21,7 @@ def test_one_warning_of_all_ranks(comm: Comm, layers: int) -> None:
             made.theta["K"][j] *= 40.0 if row == layers - 1 else 1e-3
         alone.theta["K"] *= 1e-3
         alone.theta["K"][-1] *= 40e3
-    found, expected = (one._outlook({n: p.detach() for n, p in one.theta.items()}) for one in (made, alone))
+    found, expected = (one._outlook({n: p.detach() for n, p in one.theta.items()}, norms) for one in (made, alone))
     assert found is not None
     assert expected is not None
     assert found.layer == expected.layer == layers - 1
