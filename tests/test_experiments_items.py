@@ -52,3 +52,34 @@ def test_round_trips_outside_the_limits_lose_everything(product: float, publishe
     found = list(numbers("limits")["table"][product].values())
     assert np.abs(np.log(np.array(found) / published)).max() < np.log(3)
     assert max(numbers("limits")["table"][1.0].values()) < 9e-16
+
+
+def test_the_discrete_adjoint_is_exact_and_the_continuous_one_of_first_order() -> None:
+    found = numbers("adjoints")
+    assert max(found["error"]["discrete"]) < 1e-13
+    assert found["slope"]["continuous"] == pytest.approx(1, abs=0.15)
+    assert found["taylor_slope"] == pytest.approx({"discrete": 2, "continuous": 1}, abs=0.1)
+
+
+def test_gradients_agree_with_differences_autograd_and_mgrit() -> None:
+    found = numbers("gradients")
+    assert found["slopes"] == pytest.approx({"value": 1, "gradient": 2}, abs=0.1)
+    assert found["best_central_difference"] < 1e-9
+    assert found["largest_against_autograd"] < 1e-12
+    assert found["mgrit"]["error"][8][-1] < 1e-10 < 1e-4 < found["mgrit"]["error"][8][0]
+
+
+def test_limits_of_the_steppers_on_the_imaginary_axis() -> None:
+    found = numbers("steppers")
+    assert found["limit"] == pytest.approx(found["known_limit"], abs=2e-5)
+    assert found["stated_limit"] == pytest.approx({k: v or None for k, v in found["known_limit"].items()}, abs=2e-5)
+    assert max(found["largest_size"][0.2][name] for name in ("ab3", "rk4", "verlet", "leapfrog")) < 1.2
+
+
+def test_reversible_steppers_need_no_memory_of_depth() -> None:
+    found = numbers("reversible")
+    assert max(sum(found["round_trip_error"].values(), [])) < 1e-12
+    assert max(sum(found["gradient_difference"].values(), [])) < 1e-12
+    reverse, stored = found["mebibytes_held"]["reverse"], found["mebibytes_held"]["all"]
+    assert reverse[-1] == pytest.approx(reverse[0], rel=0.01)
+    assert stored[-1] > 4 * stored[0]

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
-from lpnet import LayerParallel, Serial, steppers
+from lpnet import LayerParallel, Serial, exact, steppers
 from lpnet.experiments.base import Context
+from lpnet.sharded import slab_of
 
 F64 = torch.float64
 
@@ -30,6 +32,29 @@ class Linear(nn.Module):
     def drift(self, z: Tensor) -> Tensor:
         """dy/dt."""
         return linear(z, self.K.T)
+
+
+class Oscillator(nn.Module):
+    """The circle y' = ω(y₂, −y₁), for the stepper that uses these terms.
+
+    f(y) = ω(y₂, −y₁);  kick(y) = −ωy, drift(z) = ωz;  kick(y) = −ω²y where there is no drift.
+    """
+
+    def __init__(self, terms: tuple[str, ...] = ("f",), omega: float = 1.0) -> None:
+        super().__init__()
+        self.terms, self.force = terms, 1 if "drift" in terms else 2
+        self.omega = nn.Parameter(torch.tensor(omega, dtype=F64))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.omega * torch.stack([y[..., 1], -y[..., 0]], dim=-1)
+
+    def kick(self, y: Tensor) -> Tensor:
+        """dz/dt, or the force d²y/dt²."""
+        return -(self.omega**self.force) * y
+
+    def drift(self, z: Tensor) -> Tensor:
+        """dy/dt."""
+        return self.omega * z
 
 
 def chain(
@@ -62,3 +87,46 @@ def finest() -> steppers.Stepper:
     """The stepper of highest order for plain dynamics."""
     plain = [one() for one in steppers.REGISTRY.values() if one.terms == ("f",)]
     return max(plain, key=lambda one: one.order)
+
+
+def smooth(trunk: LayerParallel, rng: np.random.Generator, size: float = 1.0) -> None:
+    """Give all layers weights that vary slowly with the layer: a mean and two waves, of spectral size about 1."""
+    t = torch.arange(trunk.layers, dtype=F64) / trunk.layers
+    waves = torch.stack([torch.ones_like(t), torch.sin(np.pi * t), torch.cos(np.pi * t)], dim=1)
+    found = {}
+    for name, one in trunk.theta.items():
+        shape = one.shape[1:]
+        draws = torch.from_numpy(rng.standard_normal((3, *shape)))
+        scaled = waves * torch.tensor([0.5, 0.3, 0.3]) * size / np.sqrt(shape[-1])
+        found[name] = torch.tensordot(scaled, draws, dims=1)
+    trunk.load_state_dict(found)
+
+
+def ends(features: int, width: int, classes: int, rng: np.random.Generator) -> tuple[nn.Linear, nn.Linear]:
+    """Opening layer and classifier in float64, uniform in ±1/√inputs."""
+    found = []
+    for inputs, outputs in ((features, width), (width, classes)):
+        layer = nn.Linear(inputs, outputs, dtype=F64)
+        with torch.no_grad():
+            for p in layer.parameters():
+                p.copy_(torch.from_numpy(rng.uniform(-1, 1, tuple(p.shape))) / np.sqrt(inputs))
+        found.append(layer)
+    return found[0], found[1]
+
+
+def vectors(net: nn.Module, rng: np.random.Generator) -> list[Tensor]:
+    """A normal direction of all parameters, each rank its own layers of the same draw."""
+    found = []
+    for p in net.parameters():
+        slab = slab_of(p)
+        shape = p.shape if slab is None else (slab.layers, *p.shape[1:])
+        drawn = torch.from_numpy(rng.standard_normal(tuple(shape)))
+        found.append(drawn if slab is None else drawn[slab.lo : slab.hi])
+    return found
+
+
+@torch.no_grad()
+def exact_loss(net: nn.Module, x: Tensor, label: Tensor) -> float:
+    """Cross entropy by exact propagation; collective."""
+    with exact(net):
+        return float(cross_entropy(net(x), label))

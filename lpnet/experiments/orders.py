@@ -117,19 +117,20 @@ def _see(numbers: dict[str, Any]) -> str:
 
 
 def _draw(numbers: dict[str, Any], spirals: dict[int, Any]) -> Figure:
-    figure, axes = style.figure("A residual network is forward Euler; each stepper has its order", (1, 2))
+    figure, axes = style.figure("A residual network is forward Euler; each stepper has its order", (1, 2), (12.0, 4.6))
     left, right = axes[0]
     turn = np.linspace(0, 2 * np.pi, 200)
     left.plot(np.sin(turn), np.cos(turn), color="0.3", linewidth=1.2, label="exact flow")
     for i, (n, path) in enumerate(spirals.items()):
         left.plot(*path.T, **style.look(i, markersize=3.0), label=f"{n} layers")
     style.axis(left, "Features move through a ResNet (Euler)", "feature 1", "feature 2").set_aspect("equal")
-    style.legend(left, loc="upper left")
+    style.legend(left, loc="upper right")
     h = numbers["h"]
     for i, (name, one) in enumerate(numbers["steppers"].items()):
         right.plot(h, one["errors"], **style.look(i), label=f"{name}: {one['measured']:.2f}")
         style.slope(right, h, (h[0], one["errors"][0]), one["order"])
     style.log(right)
     style.axis(right, "Error of the features at T against an exact linear flow", "layer step h = T/N", "relative error")
-    style.legend(right, title="stepper: measured order\n(dotted: stated order)", title_fontsize=9, loc="lower right")
+    title = "stepper: measured order\n(dotted: stated order)"
+    style.legend(right, title=title, title_fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -4,9 +4,13 @@ from lpnet.experiments.base import Experiment
 
 _ROWS = (
     (1, "orders", "A residual network is forward Euler; orders of the steppers"),
+    (4, "adjoints", "Discretise and differentiate, in which order"),
+    (5, "gradients", "The adjoint against finite differences and autograd"),
     (7, "surface", "The loss surface, rough with few layers and smooth with many"),
     (8, "flow", "Stability of the flow"),
     (9, "spectra", "Antisymmetric and Hamiltonian layers"),
+    (10, "steppers", "Stability of the discretisation"),
+    (11, "reversible", "Verlet is reversible"),
     (12, "limits", "Limits of reversibility"),
 )
 
