@@ -74,25 +74,32 @@ def decision_regions(predict: Predict, dataset: DataSet, path: str | Path, title
     """
     if dataset.features != 2:
         raise ValueError(f"decision_regions draws data with 2 features, {dataset.features} given")
-    extent, regions = _regions(predict, dataset)
-    (left, right), (bottom, top) = extent
-    colors = _colors(dataset.classes)
+    (left, right), (bottom, top) = _extent(dataset)
     height = 5.0 * min(max((top - bottom) / (right - left), 0.3), 1.6) + 1.0
     figure = canvas(7.2, height)
     ax = figure.subplots()
+    shown = regions(ax, predict, dataset)
+    ax.set_title(title)
+    total = len(dataset.train_y)
+    points = f"all {total}" if shown == total else f"{shown} of {total}"
+    _draw_legend(figure, _colors(dataset.classes), f"class: region and\ntraining points\n({points})")
+    save(figure, path)
+
+
+def regions(ax: Axes, predict: Predict, dataset: DataSet) -> int:
+    """The same in one panel of a figure, without title and legend; returns how many training points are shown."""
+    extent, classes = _regions(predict, dataset)
+    (left, right), (bottom, top) = extent
+    colors = _colors(dataset.classes)
     # Colours are interpolated, not class numbers: a smooth edge between two classes never runs through a third.
-    image = _tint(colors)[regions]
+    image = _tint(colors)[classes]
     ax.imshow(image, origin="lower", extent=(left, right, bottom, top), interpolation="bilinear", aspect="equal")
     shown = _draw_points(ax, dataset, colors)
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
     ax.set_xlabel("feature 1")
     ax.set_ylabel("feature 2")
-    ax.set_title(title)
-    total = len(dataset.train_y)
-    points = f"all {total}" if shown == total else f"{shown} of {total}"
-    _draw_legend(figure, colors, f"class: region and\ntraining points\n({points})")
-    save(figure, path)
+    return shown
 
 
 def canvas(width: float, height: float) -> Figure:

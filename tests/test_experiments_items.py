@@ -72,14 +72,14 @@ def test_gradients_agree_with_differences_autograd_and_mgrit() -> None:
 def test_limits_of_the_steppers_on_the_imaginary_axis() -> None:
     found = numbers("steppers")
     assert found["limit"] == pytest.approx(found["known_limit"], abs=2e-5)
-    assert found["stated_limit"] == pytest.approx({k: v or None for k, v in found["known_limit"].items()}, abs=2e-5)
+    assert found["stated_limit"] == pytest.approx(found["known_limit"], abs=2e-5)
     assert max(found["largest_size"][0.2][name] for name in ("ab3", "rk4", "verlet", "leapfrog")) < 1.2
 
 
 def test_reversible_steppers_need_no_memory_of_depth() -> None:
     found = numbers("reversible")
-    assert max(sum(found["round_trip_error"].values(), [])) < 1e-12
-    assert max(sum(found["gradient_difference"].values(), [])) < 1e-12
+    assert max(max(row) for row in found["round_trip_error"].values()) < 1e-12
+    assert max(max(row) for row in found["gradient_difference"].values()) < 1e-12
     reverse, stored = found["mebibytes_held"]["reverse"], found["mebibytes_held"]["all"]
     assert reverse[-1] == pytest.approx(reverse[0], rel=0.01)
     assert stored[-1] > 4 * stored[0]

@@ -43,15 +43,15 @@ def run(context: Context) -> Result:
         "taylor": {"epsilon": EPSILONS, "layers": COARSE, **taylor},
         "taylor_slope": {kind: _slope(taylor[kind]) for kind in GRADIENTS},
     }
-    settings = {"T": T, "width": WIDTH, "dynamics": "antisymmetric", "stepper": "Euler", "examples": len(label)}
+    settings = {"T": T, "width": WIDTH, "dynamics": "dense", "stepper": "Euler", "examples": len(label)}
     return Result(numbers, _see(numbers), lambda: _draw(numbers), settings)
 
 
 def _net(context: Context, layers: int, gradient: Gradient) -> nn.Sequential:
-    module, exact = dynamics.Antisymmetric(WIDTH), Serial()
+    module, exact = dynamics.Dense(WIDTH), Serial()
     comm, euler = context.comm, steppers.Euler()
     trunk = LayerParallel(module, layers, T, euler, exact, exact, 0, comm, dtype=F64, gradient=gradient)
-    smooth(trunk, context.rng("adjoints"), 2.0)
+    smooth(trunk, context.rng("adjoints"), 1.5)
     opening, classifier = ends(2, WIDTH, 5, context.rng("adjoints/ends"))
     return nn.Sequential(opening, trunk, classifier)
 

@@ -134,11 +134,11 @@ def _see(numbers: dict[str, Any]) -> str:
     return (
         f"Left: relative error of the state after N layers forward and N back, in float64; with {layers[-1]} layers "
         + " and ".join(f"{trips[name][-1]:.0e} ({name})" for name in trips)
-        + f", at most {max(worst.values()):.0e} anywhere. Middle: what is kept between forward pass and adjoint. Stored "
-        f"activations grow with N, to {held['all'][-1]:.1f} MiB; with `store=\"reverse\"` it is "
-        f"{held['reverse'][-1]:.2f} MiB for {layers[-1]} layers and {held['reverse'][0]:.2f} MiB for {layers[0]}: "
-        "memory does not depend on depth. Right: the gradients of all weights by states undone and by stored states "
-        f"differ by at most {gradients:.0e}."
+        + f", at most {max(worst.values()):.0e} anywhere. Middle: what is kept of {EXAMPLES} examples between forward "
+        f"pass and adjoint. Stored activations grow with N, to {held['all'][-1]:.1f} MiB; with `store=\"reverse\"` "
+        f"it is {held['reverse'][-1]:.2f} MiB for {layers[-1]} layers and {held['reverse'][0]:.2f} MiB for "
+        f"{layers[0]}: memory does not depend on depth. Right: the gradients of all weights by states undone and by "
+        f"stored states differ by at most {gradients:.0e}."
     )
 
 
@@ -152,17 +152,16 @@ def _draw(numbers: dict[str, Any]) -> Figure:
     for i, store in enumerate(STORES):
         look = style.look(i + 2, linestyle=style.LINES[i])
         middle.plot(layers, numbers["mebibytes_held"][store], **look, label=f'store="{store}"')
+    for ax in (left, right):
+        ax.set_ylim(1e-17, 1e-11)
+        ax.axhline(np.finfo(float).eps, color="0.5", linewidth=0.8, linestyle=":")
     for ax in (left, middle, right):
         style.log(ax)
         ax.set_xticks(layers, [str(n) for n in layers])
         ax.minorticks_off()
-    for ax in (left, right):
-        ax.set_ylim(1e-17, 1e-11)
-        ax.axhline(np.finfo(float).eps, color="0.5", linewidth=0.8, linestyle=":")
-        ax.text(layers[0], 2.6e-16, "rounding unit", fontsize=8, color="0.4")
     style.axis(left, "Round trip", "layers N", "relative error of the state")
     style.axis(middle, "Kept between forward pass and adjoint", "layers N", f"memory of {EXAMPLES} examples (MiB)")
     style.axis(right, "Gradient: states undone or stored", "layers N", "relative difference")
-    for ax in axes[0]:
-        style.legend(ax, loc="upper left")
+    for ax, title in zip(axes[0], ("dotted: rounding unit", None, "dotted: rounding unit"), strict=True):
+        style.legend(ax, loc="upper left", title=title, title_fontsize=9)
     return figure

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from lpnet.plots import MARKERS, OKABE_ITO, canvas
 
@@ -26,6 +26,13 @@ def figure(title: str, panels: tuple[int, int] = (1, 1), size: tuple[float, floa
     made.suptitle(title, fontsize=13, fontweight="bold")
     axes = made.subplots(*panels, squeeze=False, **keys)
     return made, axes
+
+
+def mosaic(title: str, places: list[list[str]], size: tuple[float, float] = (10.0, 4.6), **keys: Any) -> Any:
+    """The same with named axes, placed as in the rows of names."""
+    made: Figure = canvas(*size)
+    made.suptitle(title, fontsize=13, fontweight="bold")
+    return made, made.subplot_mosaic(places, **keys)  # type: ignore[arg-type]
 
 
 def axis(ax: Axes, title: str, x: str, y: str) -> Axes:
@@ -69,3 +76,8 @@ def legend(ax: Axes, **more: Any) -> None:
     """A legend without a frame."""
     style: dict[str, Any] = {"frameon": False, "fontsize": 9} | more
     ax.legend(**style)
+
+
+def percent(decimals: int = 0) -> PercentFormatter:
+    """Fractions of 1 as percentages."""
+    return PercentFormatter(xmax=1.0, decimals=decimals)
