@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from lpnet import LayerParallel, Serial, dynamics, steppers
 from lpnet.data import DataOptions, load
 from lpnet.experiments import style
 from lpnet.experiments.base import Context, Result
-from lpnet.experiments.models import F64, ends, exact_loss, smooth, vectors
+from lpnet.experiments.models import F64, autograd_gradient, ends, exact_loss, gradient, relative, smooth, vectors
 from lpnet.optim import vector
 
 Gradient = Literal["discrete", "continuous"]
@@ -33,9 +32,9 @@ def run(context: Context) -> Result:
     data = load(DataOptions("peaks", train=context.pick(500, 100), validation=50), context.seed)
     x, label = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
     layers = context.pick((8, 16, 32, 64, 128, 256, 512), (8, 16, 32, 64))
-    errors = {kind: [_error(context, n, kind, x, label) for n in layers] for kind in GRADIENTS}
+    errors: dict[str, list[float]] = {kind: [_error(context, n, kind, x, label) for n in layers] for kind in GRADIENTS}
     h = [T / n for n in layers]
-    taylor = {kind: _taylor(context, kind, x, label) for kind in GRADIENTS}
+    taylor: dict[str, np.ndarray] = {kind: _taylor(context, kind, x, label) for kind in GRADIENTS}
     numbers = {
         "h": h,
         "error": errors,
@@ -47,46 +46,25 @@ def run(context: Context) -> Result:
     return Result(numbers, _see(numbers), lambda: _draw(numbers), settings)
 
 
-def _net(context: Context, layers: int, gradient: Gradient) -> nn.Sequential:
+def _net(context: Context, layers: int, kind: Gradient) -> nn.Sequential:
     module, exact = dynamics.Dense(WIDTH), Serial()
     comm, euler = context.comm, steppers.Euler()
-    trunk = LayerParallel(module, layers, T, euler, exact, exact, 0, comm, dtype=F64, gradient=gradient)
+    trunk = LayerParallel(module, layers, T, euler, exact, exact, 0, comm, dtype=F64, gradient=kind)
     smooth(trunk, context.rng("adjoints"), 1.5)
     opening, classifier = ends(2, WIDTH, 5, context.rng("adjoints/ends"))
     return nn.Sequential(opening, trunk, classifier)
 
 
-def _gradient(net: nn.Module, x: Tensor, label: Tensor) -> list[Tensor]:
-    net.zero_grad()
-    cross_entropy(net(x), label).backward()
-    return vector.gradients(net.parameters())
-
-
 def _error(context: Context, layers: int, kind: Gradient, x: Tensor, label: Tensor) -> float:
     """Relative error of the gradient of all weights."""
     net = _net(context, layers, kind)
-    theta, g = list(net.parameters()), _gradient(net, x, label)
-    reference = _reference(context, layers, x, label)
-    return vector.norm(theta, vector.axpy(-1.0, reference, g)) / vector.norm(theta, reference)
-
-
-def _reference(context: Context, layers: int, x: Tensor, label: Tensor) -> list[Tensor]:
-    """The gradient by autograd on the plain torch copy, each rank its layers; collective."""
-    net = _net(context, layers, "discrete")
-    trunk = net[1]
-    assert isinstance(trunk, LayerParallel)
-    plain = nn.Sequential(net[0], trunk.as_sequential(), net[2])
-    cross_entropy(plain(x), label).backward()
-    own = [layer.dynamics for layer in plain[1]][trunk.local_layers.start : trunk.local_layers.stop]
-    found = {name: torch.stack([dict(one.named_parameters())[name].grad for one in own]) for name in trunk.theta}
-    outer = [vector.gradients(net[i].parameters()) for i in (0, 2)]
-    return [*outer[0], *found.values(), *outer[1]]
+    return relative(net, gradient(net, x, label), autograd_gradient(net, x, label))
 
 
 def _taylor(context: Context, kind: Gradient, x: Tensor, label: Tensor) -> np.ndarray:
     """|E(θ + εv) − E(θ) − ε⟨g, v⟩| over ε, relative to |⟨g, v⟩|."""
     net = _net(context, COARSE, kind)
-    theta, g = list(net.parameters()), _gradient(net, x, label)
+    theta, g = list(net.parameters()), gradient(net, x, label)
     v, start = vectors(net, context.rng("adjoints/v")), vector.copies(theta)
     slope, E, found = vector.dot(theta, g, v), exact_loss(net, x, label), []
     for epsilon in EPSILONS:
@@ -96,7 +74,7 @@ def _taylor(context: Context, kind: Gradient, x: Tensor, label: Tensor) -> np.nd
 
 
 def _slope(remainder: np.ndarray) -> float:
-    part = slice(3, 10)
+    part = slice(5, 12)
     return float(np.polyfit(np.log(EPSILONS[part]), np.log(remainder[part]), 1)[0])
 
 

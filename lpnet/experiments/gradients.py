@@ -12,14 +12,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import lpnet
 from lpnet import MGRIT, LayerParallel, dynamics, steppers
 from lpnet.data import DataOptions, load
 from lpnet.experiments import style
 from lpnet.experiments.base import Context, Result
-from lpnet.experiments.models import F64, ends, exact_loss, smooth, vectors
+from lpnet.experiments.models import F64, autograd_gradient, ends, exact_loss, gradient, relative, smooth, vectors
 from lpnet.optim import vector
 
 T, WIDTH = 2.0, 6
@@ -60,15 +59,9 @@ def _net(context: Context, name: str, by: str, layers: int, T: float = T, solver
     return nn.Sequential(opening, trunk, classifier)
 
 
-def _gradient(net: nn.Module, x: Tensor, label: Tensor) -> list[Tensor]:
-    net.zero_grad()
-    cross_entropy(net(x), label).backward()
-    return vector.gradients(net.parameters())
-
-
 def _taylor(net: nn.Sequential, x: Tensor, label: Tensor, context: Context) -> dict[str, Any]:
     """Remainders of the Taylor series, and the error of central differences, over ε; relative to |⟨g, v⟩|."""
-    theta, g = list(net.parameters()), _gradient(net, x, label)
+    theta, g = list(net.parameters()), gradient(net, x, label)
     v, start = vectors(net, context.rng("gradients/v")), vector.copies(theta)
     slope = vector.dot(theta, g, v)
 
@@ -93,34 +86,16 @@ def _slope(remainder: np.ndarray) -> float:
 
 
 def _difference(net: nn.Sequential, x: Tensor, label: Tensor) -> float:
-    """Relative difference of the gradient of all weights from that of autograd on the plain torch copy; collective."""
-    trunk = net[1]
-    assert isinstance(trunk, LayerParallel)
-    _gradient(net, x, label)
-    own = [trunk._slab.gather(p.grad) for p in trunk.theta.values() if p.grad is not None]
-    plain = nn.Sequential(net[0], trunk.as_sequential(), net[2])
-    own += _gradient(net, x, label)[:2]
-    plain.zero_grad()
-    cross_entropy(plain(x), label).backward()
-    layers = [module.dynamics for module in plain[1] if hasattr(module, "dynamics")][-trunk.layers :]
-    theirs = [torch.stack([dict(one.named_parameters())[name].grad for one in layers]) for name in trunk.theta]
-    theirs += [p.grad for p in net[0].parameters() if p.grad is not None]
-    return _relative(own, theirs)
-
-
-def _relative(one: list[Tensor], other: list[Tensor]) -> float:
-    difference = sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True))
-    return float((difference / sum(float(b.square().sum()) for b in other)) ** 0.5)
+    """Relative difference of the gradient of all weights from autograd's; collective."""
+    return relative(net, gradient(net, x, label), autograd_gradient(net, x, label))
 
 
 def _by_mgrit(context: Context, m: int, cycles: int, x: Tensor, label: Tensor) -> float:
     """Relative error of the gradient after so many cycles each way."""
     net = _net(context, "dense", "euler", 256, 5.0, MGRIT(coarsening=m, cycles=cycles))
-    theta = list(net.parameters())
-    g = _gradient(net, x, label)
+    g = gradient(net, x, label)
     with lpnet.exact(net):
-        reference = _gradient(net, x, label)
-    return vector.norm(theta, vector.axpy(-1.0, reference, g)) / vector.norm(theta, reference)
+        return relative(net, g, gradient(net, x, label))
 
 
 def _see(numbers: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy, linear
 
 from lpnet import LayerParallel, Serial, exact, steppers
 from lpnet.experiments.base import Context
+from lpnet.optim import vector
+from lpnet.optim.vector import Vector
 from lpnet.sharded import slab_of
 
 F64 = torch.float64
@@ -114,7 +116,7 @@ def ends(features: int, width: int, classes: int, rng: np.random.Generator) -> t
     return found[0], found[1]
 
 
-def vectors(net: nn.Module, rng: np.random.Generator) -> list[Tensor]:
+def vectors(net: nn.Module, rng: np.random.Generator) -> Vector:
     """A normal direction of all parameters, each rank its own layers of the same draw."""
     found = []
     for p in net.parameters():
@@ -130,3 +132,32 @@ def exact_loss(net: nn.Module, x: Tensor, label: Tensor) -> float:
     """Cross entropy by exact propagation; collective."""
     with exact(net):
         return float(cross_entropy(net(x), label))
+
+
+def gradient(net: nn.Module, x: Tensor, label: Tensor) -> Vector:
+    """The gradient of the cross entropy in all parameters; collective."""
+    net.zero_grad()
+    cross_entropy(net(x), label).backward()
+    return vector.gradients(net.parameters())
+
+
+def autograd_gradient(net: nn.Sequential, x: Tensor, label: Tensor) -> Vector:
+    """The same by autograd on the plain torch copy of a trunk between an opening layer and a classifier; collective."""
+    opening, trunk, classifier = net
+    assert isinstance(trunk, LayerParallel)
+    net.zero_grad()
+    twin = trunk.as_sequential()
+    cross_entropy(classifier(twin(opening(x))), label).backward()
+    layers = [part for module in twin for key, part in module.named_children() if key == "dynamics"][-trunk.layers :]
+    own = [dict(layers[j].named_parameters()) for j in trunk.local_layers]
+    stacked = [
+        torch.stack(vector.gradients([one[name] for one in own])) if own else torch.zeros_like(p)
+        for name, p in trunk.theta.items()
+    ]
+    return [*vector.gradients(opening.parameters()), *stacked, *vector.gradients(classifier.parameters())]
+
+
+def relative(net: nn.Module, one: Vector, other: Vector) -> float:
+    """|one − other| / |other|; collective."""
+    theta = list(net.parameters())
+    return vector.norm(theta, vector.axpy(-1.0, other, one)) / vector.norm(theta, other)

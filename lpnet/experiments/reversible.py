@@ -109,15 +109,17 @@ def _held(context: Context, case: str, layers: int, store: str, y: Tensor) -> fl
     found = []
     for x in (torch.cat([y, y[:1]]), y[:1]):
         x = x.clone().requires_grad_()
-        before = _bytes()
+        gc.collect()
+        gc.freeze()  # what is there already is not looked at
         out = trunk(x)
-        found.append(_bytes() - before - out.nbytes)
+        found.append(_bytes() - out.nbytes)
         del out
+        gc.unfreeze()
     return (found[0] - found[1]) / 2**20
 
 
 def _bytes() -> int:
-    """Of all tensors that are alive, each storage once."""
+    """Of all new tensors that are alive, each storage once."""
     gc.collect()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if _is(t)}
     return sum(storages.values())
