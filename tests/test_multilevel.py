@@ -12,9 +12,10 @@ from virtual_ranks import VirtualComm, World
 
 import lpnet
 from lpnet import MGRIT, InputError, Serial, regularizers
+from lpnet.controls import Controls
 from lpnet.cost import Costs
 from lpnet.hierarchy import bounds
-from lpnet.multilevel import Cascade, coarser, halved, prolongate, prolongate_net
+from lpnet.multilevel import Cascade, coarser, halved, prolongate, prolongate_net, prolongate_state
 from lpnet.multilevel.prolong import interpolated
 from lpnet.slab import Comm, Slab
 
@@ -119,6 +120,44 @@ def test_all_but_the_layers_stays_as_it_is() -> None:
             p.add_(1.0)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert error(prolongate(old, 12)(normal(3, 4)), old(normal(3, 4))) < 0.1
+
+
+@pytest.mark.parametrize("basis", ["constant", "linear", "spline"])
+def test_control_points_stay_as_they_are_unless_asked(basis: Any) -> None:
+    grid = Controls(8, basis)
+    old = lpnet.LayerParallel(lpnet.dynamics.Dense(4), 16, 3.0, comm=Comm(), dtype=F64, controls=grid)
+    with torch.no_grad():
+        for i, p in enumerate(old.theta.values()):
+            p.copy_(normal(*p.shape, seed=i))
+    same, free = prolongate(old, 32), prolongate(old, 32, controls=None)
+    finer = prolongate(old, 32, controls=Controls(8 + grid.cells, basis))  # each cell in two
+    for name, p in old.theta.items():
+        assert torch.equal(same.theta[name], p)
+        assert free.theta[name].shape == (32, *p.shape[1:])
+        for one in (free, finer):
+            torch.testing.assert_close(one.layer_weights()[name], same.layer_weights()[name], rtol=1e-9, atol=1e-10)
+    back = prolongate(free, 32, controls=grid)  # the best fit of what such a grid can be
+    for name, p in old.theta.items():
+        torch.testing.assert_close(back.theta[name], p, rtol=1e-9, atol=1e-10)
+    adam = torch.optim.Adam(old.parameters())
+    old(normal(3, 4)).square().sum().backward()
+    adam.step()
+    moved = prolongate_state(adam, old, same)
+    assert all(torch.equal(moved.state[q]["exp_avg"], adam.state[p]["exp_avg"])
+               for p, q in zip(old.parameters(), same.parameters(), strict=True))
+    with pytest.raises(InputError, match=r"^new: a network with another control grid given"):
+        prolongate_state(adam, old, finer)
+
+
+def test_store_and_gradient_stay() -> None:
+    solver = Serial()
+    settings = {"forward": solver, "adjoint": solver, "comm": Comm(), "dtype": F64}
+    one = lpnet.LayerParallel(lpnet.dynamics.Dense(4), 4, 1.0, gradient="continuous", **settings)
+    other = lpnet.LayerParallel(
+        lpnet.dynamics.Hamiltonian(4), 4, 1.0, lpnet.steppers.Verlet(), store="reverse", **settings
+    )
+    assert prolongate(one, 8).gradient == "continuous"
+    assert prolongate(other, 8).store == "reverse"
 
 
 # ---- the cascade ---------------------------------------------------------------------------------------------------

@@ -115,6 +115,9 @@ def test_what_cannot_be_taken_over_is_refused() -> None:
     odd.state[net[1].K]["own"] = torch.ones_like(net[1].K)
     with pytest.raises(InputError, match=r"^optimizer: Odd given, which keeps 'own' of each weight"):
         prolongate_state(odd, net, fine)
+    newton = lpnet.optim.GaussNewton(net)
+    with pytest.raises(InputError, match=r"^optimizer: GaussNewton given, .* a new GaussNewton\(new, ...\) allowed"):
+        prolongate_state(newton, net, fine)
     with pytest.raises(InputError, match=r"^optimizer: LBFGS given"):
         prolongate_state(torch.optim.LBFGS(net.parameters()), net, fine)
     assert prolongate(net[1], 12).K.dtype == F64

@@ -14,11 +14,13 @@ Source: Chang, Meng, Haber, Tung, Begert, Multi-level residual networks from dyn
 import copy
 from itertools import pairwise
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lpnet.controls import Controls, grid_of
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
 from lpnet.options import SolverOptions
@@ -29,31 +31,57 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def prolongate(
-    trunk: LayerParallel, layers: int, forward: SolverOptions | None = None, adjoint: SolverOptions | None = None
+    trunk: LayerParallel,
+    layers: int,
+    forward: SolverOptions | None = None,
+    adjoint: SolverOptions | None = None,
+    controls: Controls | Literal["same"] | None = "same",
 ) -> LayerParallel:
-    """A new trunk of more layers, whose weights are those of `trunk` linear in time; collective.
+    """A new trunk of more layers, whose weights are those of `trunk` as functions of time; collective.
 
-    Final time, dynamics, stepper, control and the rest are the same, and so are the points of a control grid; states of
-    earlier solves are not taken over. No rank ever holds more than the layers that its own new ones lie between.
+    These are linear between the layers, or what a control grid says, whose points stay as they are unless others are
+    asked for. Final time, dynamics, stepper, control and the rest are the same; states of earlier solves are not taken
+    over. No rank ever holds more than the layers that its own new ones lie between.
 
     Args:
         trunk: of N layers; is not changed.
         layers: N' ≥ N; the common case is 2 N.
         forward: its solver; None: that of `trunk`. See also `coarser`.
         adjoint: the same for the adjoint.
+        controls: a control grid for the new trunk, whose weights are the best fit at its layers; None: weights of
+            their own for all layers.
 
     Raises:
-        InputError: fewer layers than the trunk has.
+        InputError: fewer layers than the trunk has, or fewer than the control grid needs.
     """
     layers = _checked(layers, trunk.layers)
-    fine = _twin(trunk, layers, forward or trunk.forward_solver, adjoint or trunk.adjoint_solver)
+    solvers = forward or trunk.forward_solver, adjoint or trunk.adjoint_solver
+    fine = _twin(trunk, layers, solvers, trunk.controls if controls == "same" else controls)
     with torch.no_grad():
-        for name, coarse in trunk.theta.items():
-            own = fine.theta[name]
-            spread = trunk.grid.slab is not None
-            own.copy_(interpolated(coarse.detach(), trunk._slab, fine._slab) if spread else coarse)
-            own.requires_grad_(coarse.requires_grad)
+        for name, value in _values(trunk, fine).items():
+            fine.theta[name].copy_(value)
+            fine.theta[name].requires_grad_(trunk.theta[name].requires_grad)
     return fine
+
+
+def _values(trunk: LayerParallel, fine: LayerParallel) -> dict[str, Tensor]:
+    """The parameters of the new trunk."""
+    theta = {name: p.detach() for name, p in trunk.theta.items()}
+    if trunk.controls is None:
+        weights = {name: interpolated(p, trunk._slab, fine._slab) for name, p in theta.items()}
+    elif trunk.controls == fine.controls:
+        return theta
+    else:
+        weights = grid_of(trunk.controls, fine._slab, fine.T).expand(theta)
+    return weights if fine.controls is None else _fitted(weights, fine, fine.controls)
+
+
+def _fitted(weights: dict[str, Tensor], fine: LayerParallel, controls: Controls) -> dict[str, Tensor]:
+    """The control points θ^c with the least Σ_j |Σ_c B_jc θ^c − θ_j|²: (BᵀB)⁻¹ Bᵀ θ."""
+    B = torch.from_numpy(controls.values((np.arange(fine.layers) + 0.5) / fine.layers))
+    found = fine.grid.reduce([w.double() for w in weights.values()])
+    inverse = torch.linalg.inv(B.T @ B)
+    return {name: torch.tensordot(inverse.to(v), v, 1) for name, v in zip(weights, found, strict=True)}
 
 
 def prolongate_net(
@@ -150,7 +178,9 @@ def _common(rows: range, lo: int, hi: int) -> range:
     return range(max(rows.start, lo), min(rows.stop, hi))
 
 
-def _twin(trunk: LayerParallel, layers: int, forward: SolverOptions, adjoint: SolverOptions) -> LayerParallel:
+def _twin(
+    trunk: LayerParallel, layers: int, solvers: tuple[SolverOptions, SolverOptions], controls: Controls | None
+) -> LayerParallel:
     """The same trunk with another number of layers, and weights that are still to be filled in."""
     like = next(iter(trunk.theta.values()))
     made = LayerParallel(
@@ -158,8 +188,8 @@ def _twin(trunk: LayerParallel, layers: int, forward: SolverOptions, adjoint: So
         layers,
         trunk.T,
         stepper=trunk.stepper,
-        forward=forward,
-        adjoint=adjoint,
+        forward=solvers[0],
+        adjoint=solvers[1],
         seed=trunk.seed,
         comm=trunk.comm,
         dtype=like.dtype,
@@ -167,7 +197,7 @@ def _twin(trunk: LayerParallel, layers: int, forward: SolverOptions, adjoint: So
         gradient=trunk.gradient,
         store=trunk.store,
         control=trunk.control,
-        controls=trunk.controls,
+        controls=controls,
     )
     made.train(trunk.training)
     made.exact = trunk.exact

@@ -35,7 +35,8 @@ def prolongate_state(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.M
     """The optimizer of a prolongated network, with what the old one has learnt; collective.
 
     Elementwise optimizers (Adam, SGD with momentum, …) keep their state, interpolated in time, and their numbers of
-    steps. Those whose memory is one of directions (L-BFGS, nonlinear CG) begin anew, with the same options.
+    steps. Those whose memory is one of directions (L-BFGS, nonlinear CG) begin anew, with the same options. Of those
+    that are made from a network and keep nothing (Gauss–Newton), make a new one.
 
     Args:
         optimizer: of parameters of `old`; is not changed.
@@ -43,12 +44,16 @@ def prolongate_state(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.M
         new: and after `prolongate_net`.
 
     Raises:
-        InputError: the optimizer has other parameters, or keeps something that is not known here.
+        InputError: the optimizer has other parameters or keeps something that is not known here, or the control grid
+            has changed.
     """
     refuse(optimizer)
     pairs: dict[Tensor, Tensor] = dict(zip(old.parameters(), new.parameters(), strict=True))
     if any(p not in pairs for group in optimizer.param_groups for p in group["params"]):
         raise InputError(f"optimizer: a {type(optimizer).__name__} of other parameters given, those of old needed")
+    if "net" in inspect.signature(type(optimizer)).parameters:
+        kind = type(optimizer).__name__
+        raise InputError(f"optimizer: {kind} given, which keeps nothing of its network; a new {kind}(new, ...) allowed")
     if type(optimizer).__module__.startswith("lpnet."):
         return _anew(optimizer, pairs)
     groups = [{**group, "params": [pairs[p] for p in group["params"]]} for group in optimizer.param_groups]
@@ -82,8 +87,10 @@ def _prolongated(optimizer: torch.optim.Optimizer, key: str, value: Any, pair: t
     if not isinstance(value, Tensor):
         return value
     old, new = slab_of(coarse), slab_of(fine)
-    if old is None or new is None or not value.ndim:
+    if not value.ndim or (old is new is None and coarse.shape == fine.shape):
         return value.clone()
+    if old is None or new is None:
+        raise InputError("new: a network with another control grid given, the same grid or a new optimizer allowed")
     degree = next((d for (kind, name), d in _EXCEPTIONS.items() if name == key and isinstance(optimizer, kind)), None)
     degree = _DEGREES.get(key) if degree is None else degree
     if degree is None or value.shape != coarse.shape:

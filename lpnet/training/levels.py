@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lpnet.multilevel import Cascade, prolongate_net, prolongate_state
 from lpnet.network import Network
-from lpnet.training.loop import Course, Log, Objective, Record, Tensors, fit, predict
+from lpnet.training.loop import Course, Log, Objective, Record, Tensors, fit, optimizer_of, predict
 from lpnet.training.updates import make_schedule
+
+_SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr")  # what schedules keep with the optimizer
 
 
 class Training:
@@ -64,15 +66,15 @@ class Training:
 
 def onward(course: Course, coarse: Network, fine: Network) -> Course:
     """The course goes on with the prolongated network; collective."""
-    optimizer = prolongate_state(course.optimizer, coarse, fine)
-    kept = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+    own = type(course.optimizer).__module__.startswith("lpnet.")  # keeps no state, or one of directions
+    optimizer = optimizer_of(fine) if own else prolongate_state(course.optimizer, coarse, fine)
     for group in optimizer.param_groups:  # as they were when the schedule was made for the first time
         group["lr"] = fine.config.optimizer.lr
         group.pop("initial_lr", None)
     schedule = make_schedule(fine.config.schedule, optimizer, course.steps)
     schedule.load_state_dict(course.schedule.state_dict())
-    for group, values in zip(optimizer.param_groups, kept, strict=True):
-        group.update(values)
+    for group, before in zip(optimizer.param_groups, course.optimizer.param_groups, strict=True):
+        group.update({key: before[key] for key in _SCHEDULED if key in before})
     return dataclasses.replace(course, optimizer=optimizer, schedule=schedule)
 
 

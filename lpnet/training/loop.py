@@ -97,9 +97,14 @@ class Course:
         """The whole course of a network, from its beginning."""
         config = net.config
         steps = config.training.total_steps(len(data.train_y))
-        optimizer = make_optimizer(config.optimizer, net.parameters())
+        optimizer = optimizer_of(net)
         schedule = make_schedule(config.schedule, optimizer, steps)
         return cls(optimizer, schedule, batches(data, config.training.batch, config.run.seed), steps, steps)
+
+
+def optimizer_of(net: Network) -> torch.optim.Optimizer:
+    """The optimizer of the configuration, without a history."""
+    return make_optimizer(net.config.optimizer, net.parameters())
 
 
 def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> Record:

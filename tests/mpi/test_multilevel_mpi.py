@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lpnet
 from lpnet import MGRIT
-from lpnet.multilevel import Cascade, prolongate_net, prolongate_state
+from lpnet.multilevel import Cascade, prolongate, prolongate_net, prolongate_state
 from lpnet.sharded import slab_of
 from lpnet.slab import Comm
 
@@ -53,6 +53,16 @@ def test_a_cascade_is_the_same_on_any_number_of_ranks(first: int, levels: int, c
     assert numbers == pytest.approx(expected, rel=1e-10)
     for a, b in zip(tensors, alone, strict=True):
         assert (a - b).norm() <= 1e-9 * b.norm() + 1e-13
+
+
+def test_a_control_grid_is_fitted_alike(comm: Comm) -> None:
+    fitted = []
+    for ranks in (comm, Comm()):
+        free = network(6, ranks, init="random")[1]
+        grid = prolongate(free, 13, controls=lpnet.Controls(5, "spline"))
+        fitted.append([*grid.theta.values(), *prolongate(grid, 13, controls=None).gather_state_dict().values()])
+    for a, b in zip(*fitted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(("coarse", "fine"), [(7, 16), (3, 3), (4, 8)])
