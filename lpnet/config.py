@@ -182,7 +182,10 @@ class Config:
         if self.training.method == "simultaneous":
             self.solver.check_simultaneous()
             require(not self.solver.auto, "solver.auto", True, "false with training.method simultaneous")
-        self.at_layers(self.multilevel.layers(self.trunk.layers)[0])
+        coarsest, points = self.multilevel.layers(self.trunk.layers)[0], self.trunk.controls
+        allowed = f"at most {coarsest}, the layers of the coarsest of {self.multilevel.levels} levels,"
+        require(points is None or points <= coarsest, "trunk.controls", points, allowed)
+        self.at_layers(coarsest)
 
     def at_layers(self, layers: int) -> "Config":
         """The same of a network with so many layers, such as that of a coarser level, whose solvers are `coarser`.

@@ -54,6 +54,7 @@ VALUES = [
     ("--trunk.dynamics=hamiltonian --trunk.form=paper", "trunk.form", "package"),
     ("--trunk.dynamics=antisymmetric --trunk.gamma=-1", "trunk.gamma: -1.0", "at least 0"),
     ("--trunk.controls=40 --trunk.layers=32", "trunk.controls: 40", "at most 32 for 32 layers"),
+    ("--trunk.controls=9 --trunk.layers=32 --multilevel.levels=3", "trunk.controls: 9", "at most 8, the layers of the"),
     ("--trunk.controls=0", "trunk.controls: 0", "at least 1"),
     ("--trunk.controls=4 --trunk.basis=cubic", "trunk.basis: cubic", "constant, linear, spline"),
     ("--trunk.basis=linear", "trunk.basis: 'linear'", "null without trunk.controls"),

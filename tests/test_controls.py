@@ -131,6 +131,19 @@ def test_error_control_estimates_the_error_of_the_gradient_of_the_controls() -> 
     assert report.gradient_error == pytest.approx(true, rel=0.3)
 
 
+def test_cells_that_are_the_coarse_intervals_make_coarse_steps_of_smooth_weights() -> None:
+    """Rough weights that are constant within each interval cost no accuracy, where rough layers do."""
+    y, c = data()
+    m, errors = MGRIT(coarsening=8, cycles=1), {}
+    for points in (None, 8):
+        controls = None if points is None else Controls(points, "constant")
+        one, chain = (twin("dense", 64, s, s, T=5.0, controls=controls) for s in (m, lpnet.Serial()))
+        for trunk in (one, chain):
+            gradients(trunk, y, c)
+        errors[points] = error(*(torch.cat([p.grad.flatten() for p in t.parameters()]) for t in (one, chain)))
+    assert errors[8] < 0.02 * errors[None]
+
+
 def test_state_goes_through_copies_dtypes_and_files_of_weights() -> None:
     trunk = twin("two_layer", N, controls=Controls(4, "spline"))
     whole = trunk.gather_state_dict()
