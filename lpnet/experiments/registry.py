@@ -13,6 +13,8 @@ _ROWS = (
     (10, "steppers", "Stability of the discretisation"),
     (11, "reversible", "Verlet is reversible"),
     (12, "limits", "Limits of reversibility"),
+    (14, "ellipses", "Ellipses: 2D Hamiltonian networks from 2 to 1024 layers"),
+    (15, "swissroll", "The swiss roll from few layers to 1024"),
 )
 
 REGISTRY: dict[str, Experiment] = {name: Experiment(number, name, title) for number, name, title in _ROWS}
