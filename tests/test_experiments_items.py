@@ -83,3 +83,15 @@ def test_reversible_steppers_need_no_memory_of_depth() -> None:
     reverse, stored = found["mebibytes_held"]["reverse"], found["mebibytes_held"]["all"]
     assert reverse[-1] == pytest.approx(reverse[0], rel=0.01)
     assert stored[-1] > 4 * stored[0]
+
+
+def test_a_third_dimension_unlinks_the_ellipses() -> None:
+    best = numbers("width")["best"]
+    assert best[2] < 0.96 < 0.97 < best[3]
+
+
+def test_the_control_fits_training_and_validation_examples() -> None:
+    found = numbers("control")
+    assert found["train_loss"] < found["val_loss"] < 0.3 * found["curves"]["val_loss"][0]
+    assert min(found["train_accuracy"], found["val_accuracy"]) > 0.88
+    assert found["regularisation"] > found["curves"]["regularisation"][0]

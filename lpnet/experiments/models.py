@@ -1,9 +1,11 @@
 """What several experiments share: linear dynamics with exact flows, trunks by exact chains, states of all layers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
@@ -11,6 +13,7 @@ from lpnet import LayerParallel, Serial, exact, steppers
 from lpnet.experiments.base import Context
 from lpnet.optim import vector
 from lpnet.optim.vector import Vector
+from lpnet.plots import Predict
 from lpnet.sharded import slab_of
 
 F64 = torch.float64
@@ -161,3 +164,21 @@ def relative(net: nn.Module, one: Vector, other: Vector) -> float:
     """|one − other| / |other|; collective."""
     theta = list(net.parameters())
     return vector.norm(theta, vector.axpy(-1.0, other, one)) / vector.norm(theta, other)
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, x: Tensor, label: Tensor) -> float:
+    """Correctly classified, by exact propagation; collective."""
+    with exact(net):
+        return float((net(x).argmax(1) == label).double().mean())
+
+
+def classes_of(plain: nn.Module) -> Predict:
+    """The classes that a plain torch module assigns to points."""
+
+    @torch.no_grad()
+    def predict(points: NDArray[np.float64]) -> NDArray[Any]:
+        found: NDArray[Any] = plain(torch.from_numpy(points)).argmax(1).numpy()
+        return found
+
+    return predict

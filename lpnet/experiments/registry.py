@@ -5,6 +5,7 @@ from lpnet.experiments.base import Experiment
 _ROWS = (
     (1, "orders", "A residual network is forward Euler; orders of the steppers"),
     (2, "width", "Width"),
+    (3, "control", "Supervised learning as optimal control"),
     (4, "adjoints", "Discretise and differentiate, in which order"),
     (5, "gradients", "The adjoint against finite differences and autograd"),
     (7, "surface", "The loss surface, rough with few layers and smooth with many"),

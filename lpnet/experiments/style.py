@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lpnet.plots import MARKERS, OKABE_ITO, canvas
+from lpnet.plots import MARKERS, OKABE_ITO, canvas, regions
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, GREY = OKABE_ITO
 LINES = ("-", "--", "-.", ":")
 
-__all__ = ["LINES", "MARKERS", "OKABE_ITO", "axis", "figure", "legend", "log", "look", "slope"]
+__all__ = ["LINES", "MARKERS", "OKABE_ITO", "axis", "figure", "legend", "log", "look", "regions", "slope"]
 
 
 def figure(title: str, panels: tuple[int, int] = (1, 1), size: tuple[float, float] = (10.0, 4.6), **keys: Any) -> Any:

@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy, pad
 from lpnet.data import DataOptions, DataSet, load
 from lpnet.experiments import style
 from lpnet.experiments.base import Context, Result
-from lpnet.plots import regions
 
 LAYERS, RATE = 9, 1e-2
 
@@ -123,4 +122,4 @@ def _draw_regions(ax: Axes, net: Weights, seed: int, data: DataSet) -> None:
         found: np.ndarray = _logits(net, torch.from_numpy(points).float())[seed].argmax(1).numpy()
         return found
 
-    regions(ax, predict, data)
+    style.regions(ax, predict, data)
