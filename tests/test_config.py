@@ -13,6 +13,7 @@ from lpnet import MGRIT, Serial
 from lpnet.choices import OPTIMIZERS, SCHEDULES, SOLVERS, Optimizer, Schedule, Solver, optimizer_options
 from lpnet.commandline import dump, from_mapping, leaves, overlay, parse
 from lpnet.config import Config, Training, Trunk, as_dict
+from lpnet.dynamics import REGISTRY as DYNAMICS
 from lpnet.errors import InputError
 from lpnet.launch import Answer
 from lpnet.presets import PRESETS
@@ -115,7 +116,7 @@ def test_a_choice_takes_back_the_options_of_the_former_choice(tmp_path: Path) ->
         *(f"--{s}.kind={k}" for s in ("solver.forward", "solver.adjoint") for k in SOLVERS),
         *(f"--optimizer.name={k}" for k in OPTIMIZERS),
         *(f"--schedule.name={k}" for k in SCHEDULES if k != "onecycle"),
-        *(f"--trunk.dynamics={k}" for k in ("dense", "two_layer", "antisymmetric", "hamiltonian")),
+        *(f"--trunk.dynamics={k}" for k in DYNAMICS),
         *(f"--trunk.activation={k}" for k in ("tanh", "relu", "smooth_relu", "gelu")),
         *(f"--data.name={k}" for k in ("peaks", "ellipses", "swissroll", "digits")),
         "--solver.forward.coarse=rediscretized",

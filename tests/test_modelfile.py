@@ -35,7 +35,8 @@ def points(net: Network, count: int = 40) -> torch.Tensor:
 CASES: list[tuple[str, ...]] = [
     (),
     ("--run.dtype=float64",),
-    ("--trunk.dynamics=hamiltonian", "--trunk.start=zero"),
+    ("--trunk.dynamics=hamiltonian", "--trunk.start=zero", "--trunk.form=package"),
+    ("--trunk.dynamics=second_order", "--trunk.hidden=3"),
     ("--trunk.dynamics=antisymmetric", "--trunk.gamma=0.3"),
     ("--trunk.dynamics=two_layer", "--trunk.hidden=4", "--trunk.activation=gelu"),
     ("--trunk.opening=pad",),
