@@ -233,6 +233,14 @@ def test_largest_step_is_the_limit_over_the_frequency(module: Any, stepper: Step
         assert "0 < αβ < 4 fails" in beyond["reversal"].text
 
 
+def test_steps_too_long_for_a_coarse_grid_are_told() -> None:
+    report = lpnet.check(Partitioned(), Verlet(), features=2, h=0.6)
+    assert report.ok
+    assert (report["coarse"].status, report["coarse"].value > 2.85) == ("note", True)
+    assert "take a smaller h" in report["coarse"].text
+    assert lpnet.check(Partitioned(), Verlet(), features=2, h=0.02)["coarse"].status == "ok"
+
+
 def test_euler_on_an_oscillator_is_never_stable() -> None:
     report = lpnet.check(Oscillator(), features=4)
     assert (report["stability"].status, report["stability"].value) == ("note", 0.0)

@@ -20,7 +20,7 @@ from lpnet.steppers import Mix, Stepper
 MOST_FEATURES = 256
 """Beyond it the spectrum of the Jacobian is not computed."""
 
-_STEPS, _ROUND_TRIP, _GRADIENT = 64, 1e-10, 1e-10
+_STEPS, _ROUND_TRIP, _GRADIENT, _RESOLVED = 64, 1e-10, 1e-10, 0.3
 
 
 def small(subject: Subject) -> float:
@@ -183,14 +183,13 @@ def coarse(subject: Subject, stepper: Stepper, h: float) -> Finding:
     error = _coarse_error(subject, stepper, h)
     sizes = [h / 2**i for i in (3, 4, 5)]
     errors = [_coarse_error(subject, stepper, size) for size in sizes]
-    text = f"the coarse step over 4 layers is right to {error:.1e} at h = {h:.3g}"
-    if min(errors) < 1e-13:
-        return Finding("coarse", "ok", text, error)
-    order = float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
-    if order >= 2.7:
-        return Finding("coarse", "ok", f"{text}, its error of order {order:.1f} in h (3 or more is expected)", order)
-    text += f", its error of order {order:.1f} in h; 3 is expected of a smooth layer: MGRIT will converge slowly"
-    return Finding("coarse", "note", text, order)
+    order = float(np.polyfit(np.log(sizes), np.log(errors), 1)[0]) if min(errors) > 1e-13 else math.inf
+    text = f"a coarse step over 4 layers of h = {h:.3g} is off by {error:.1e}, by order {order:.1f} in h for small h"
+    if order < 2.7:
+        return Finding("coarse", "note", f"{text}; 3 is expected of a smooth layer: MGRIT will converge slowly", order)
+    if error > _RESOLVED:
+        return Finding("coarse", "note", f"{text}: too long a step for MGRIT to start from; take a smaller h", order)
+    return Finding("coarse", "ok", f"{text} (3 or more is expected)", order)
 
 
 def _coarse_error(subject: Subject, stepper: Stepper, h: float) -> float:
