@@ -1,7 +1,7 @@
-"""The sections of the configuration whose keys depend on a choice: solver (kind), optimizer (name), schedule (name).
+"""The sections of the configuration whose keys depend on a choice: solver (kind), schedule (name).
 
-Keys belong to a choice: ``cycles`` to ``kind: mgrit``, ``betas`` to ``name: adam``. They are null where nobody gave
-them, which means the default of the choice (`resolved` writes it out), and they are an error with another choice.
+Keys belong to a choice: ``cycles`` to ``kind: mgrit``, ``power`` to ``name: polynomial``. They are null where nobody
+gave them, which means the default of the choice (`resolved` writes it out), and they are an error with another choice.
 """
 
 import dataclasses
@@ -11,28 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
 from lpnet.errors import InputError
-from lpnet.optim import LBFGS
 from lpnet.options import MGRIT, Serial, SolverOptions
-
-# Those of torch that act on each number by itself, so that a slab of layers can be updated without the others, and our
-# own that know of the slabs.
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "rprop": torch.optim.Rprop,
-    "asgd": torch.optim.ASGD,
-    "lbfgs": LBFGS,
-}
 
 SCHEDULES: dict[str, dict[str, float]] = {
     "constant": {},
@@ -89,8 +69,8 @@ def owned(section: str, choice: str, values: Mapping[str, Any], accepted: Mappin
             raise InputError(f"{section}.{key}: {value!r} given with {choice}, {own}")
 
 
-def defaults_of(kind: type, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the names that are parameters of this class, with their defaults."""
+def defaults_of(kind: Callable[..., Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the names that are parameters of this class or function, with their defaults."""
     parameters = inspect.signature(kind).parameters
     return {name: parameters[name].default for name in names if name in parameters}
 
@@ -210,72 +190,6 @@ class Solvers:
     def resolved(self) -> "Solvers":
         """With the numbers of both written out."""
         return Solvers(self.auto, self.forward.resolved(), self.adjoint.resolved())
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """An optimizer of torch; null: torch's default.
-
-    Args:
-        name: adam, adamw, sgd, rmsprop, adamax, nadam, radam, adagrad, adadelta, rprop, asgd, lbfgs.
-        lr: learning rate (lbfgs: the first step that its line search tries, 1 is usual).
-        weight_decay: weight decay.
-        clip: largest norm of the whole gradient, beyond which it is scaled down; null: never.
-        momentum: of sgd and rmsprop.
-        nesterov: of sgd.
-        betas: of adam and its kin.
-        eps: of adam and its kin, rmsprop, adagrad, adadelta.
-        alpha: of rmsprop and asgd.
-        rho: of adadelta.
-        memory: of lbfgs: number of pairs of updates that are kept. Default 10.
-    """
-
-    name: str = "adam"
-    lr: float = 1e-2
-    weight_decay: float | None = None
-    clip: float | None = None
-    momentum: float | None = None
-    nesterov: bool | None = None
-    betas: tuple[float, float] | None = None
-    eps: float | None = None
-    alpha: float | None = None
-    rho: float | None = None
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        why = " (those that can update slabs of layers)"
-        one_of("optimizer.name", self.name, OPTIMIZERS, why)
-        positive("optimizer.lr", self.lr)
-        positive("optimizer.clip", self.clip)
-        for key in ("weight_decay", "eps", "alpha"):
-            number(f"optimizer.{key}", getattr(self, key), 0.0)
-        for key, value in {"momentum": self.momentum, "rho": self.rho}.items():
-            number(f"optimizer.{key}", value, 0.0, 1.0)
-        whole("optimizer.memory", self.memory, 1)
-        if self.betas is not None:
-            ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
-            require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
-        ok = self.clip is None or self.name != "lbfgs"
-        require(ok, "optimizer.clip", self.clip, "null with name lbfgs, whose line search bounds the step, is")
-        ok = not self.nesterov or bool(self.momentum)
-        require(ok, "optimizer.nesterov", self.nesterov, "with momentum above 0 only, it is")
-        owned("optimizer", f"name {self.name}", self.given(), optimizer_options(self.name))
-
-    def given(self) -> dict[str, Any]:
-        """The options that go to torch and are not null."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("name", "clip")}
-        return {k: v for k, v in values.items() if v is not None}
-
-    def resolved(self) -> "Optimizer":
-        """With torch's defaults written out."""
-        return dataclasses.replace(self, **{**optimizer_options(self.name), **self.given()})
-
-
-def optimizer_options(name: str) -> dict[str, Any]:
-    """Options that belong to this optimizer, with torch's defaults."""
-    names = tuple(f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "clip"))
-    found = defaults_of(OPTIMIZERS[name], names)
-    return {key: float(value) if type(value) is int and key != "memory" else value for key, value in found.items()}
 
 
 @dataclass(frozen=True)

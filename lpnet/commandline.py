@@ -20,10 +20,11 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from lpnet import dynamics, steppers
-from lpnet.choices import OPTIMIZERS, SCHEDULES, SOLVERS, optimizer_options, solver_options
+from lpnet.choices import SCHEDULES, SOLVERS, solver_options
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
 from lpnet.errors import InputError
 from lpnet.launch import Answer
+from lpnet.optimizers import OPTIMIZERS, SEARCHING, optimizer_options
 from lpnet.presets import PRESETS
 from lpnet.version import __version__
 
@@ -75,11 +76,9 @@ def overlay(lower: Flat, upper: Flat) -> Flat:
     """The values of `upper` over those of `lower`, without those of `lower` that belong to choices which are undone."""
     defaults = _flat(as_dict(Config()))
     undone = {key: defaults[key] for key in _undone(lower, upper)}
-    if upper.get("optimizer.name", lower["optimizer.name"]) != lower["optimizer.name"]:
-        if upper["optimizer.name"] == "lbfgs":  # its rate is the first step that is tried, not of the order of others
-            undone["optimizer.lr"] = 1.0
-        elif lower["optimizer.name"] == "lbfgs":
-            undone["optimizer.lr"] = defaults["optimizer.lr"]
+    before, after = lower["optimizer.name"], upper.get("optimizer.name", lower["optimizer.name"])
+    if (after in SEARCHING) != (before in SEARCHING):  # a first step to try is not of the order of other rates
+        undone["optimizer.lr"] = 1.0 if after in SEARCHING else defaults["optimizer.lr"]
     for one, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if upper.get(one) is not None:
             undone[other] = None

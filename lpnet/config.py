@@ -13,7 +13,6 @@ from typing import Any, Literal
 from lpnet import dynamics, steppers
 from lpnet.activations import ACTIVATIONS
 from lpnet.choices import (
-    Optimizer,
     Schedule,
     Solvers,
     defaults_of,
@@ -30,6 +29,7 @@ from lpnet.dynamics.hamiltonian import FORMS
 from lpnet.errors import InputError
 from lpnet.multilevel import Multilevel, coarser
 from lpnet.oneshot import TOLERANCE
+from lpnet.optimizers import Optimizer
 from lpnet.options import MGRIT
 from lpnet.sections import Control, OneShot, Regularizer, Run, Training
 

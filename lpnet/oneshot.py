@@ -27,7 +27,8 @@ from lpnet.control import Adaptive
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.gradient import controlled, random_state, repeating, set_random_state
 from lpnet.mgrit import Info
-from lpnet.optim import LBFGS
+from lpnet.optim import GaussNewton, vector
+from lpnet.optim.searching import Searching
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.recall import ExampleMemory, WarmStates
 from lpnet.sharded import clip_grad_norm_, grad_norm, refuse, trunks
@@ -75,8 +76,9 @@ class Descent:
 
     Args:
         net: any module with `lpnet.LayerParallel` in it, each called once per evaluation.
-        optimizer: elementwise (see `lpnet.sharded`), or `lpnet.optim.LBFGS`.
-        loss: (output, label) -> scalar, the mean over the examples.
+        optimizer: elementwise (see `lpnet.sharded`), or one of `lpnet.optim`.
+        loss: (output, label) -> scalar, the mean over the examples; `GaussNewton` has it already, with its penalties,
+            and whatever is given here has to be the same function.
 
     Raises:
         InputError: an optimizer that would be wrong on slabs, or a network without a trunk.
@@ -88,6 +90,8 @@ class Descent:
                 raise InputError(f"{key}: {given!r} given, a torch {kind.__name__} allowed")
         if not callable(loss):
             raise InputError(f"loss: {loss!r} given, a function (output, label) -> scalar allowed")
+        if isinstance(optimizer, GaussNewton) and loss is cross_entropy:
+            loss = optimizer.objective
         self.net, self.optimizer, self.loss = net, optimizer, loss
         self.trunks = trunks(net)
         if not self.trunks:
@@ -121,10 +125,13 @@ class Descent:
         loss.backward()
         return loss.detach()
 
-    def _loss(self) -> Tensor:
+    def _examples(self) -> tuple[Tensor, Tensor]:
         if self._batch is None:
             raise RuntimeError("update called before evaluate")
-        x, label = self._batch
+        return self._batch
+
+    def _loss(self) -> Tensor:
+        x, label = self._examples()
         loss = self.loss(self.net(x), label)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
@@ -132,31 +139,51 @@ class Descent:
         return loss
 
     def _objective(self) -> Tensor:
+        with torch.no_grad():
+            return self._repeated(self._loss)
+
+    def _closure(self) -> Callable[[], Tensor]:
+        """The loss with its gradients: at first those that `evaluate` has found."""
+        known = iter([self._value])
+
+        def closure() -> Tensor:
+            value = next(known, None)
+            return self._repeated(self._gradient) if value is None else value
+
+        return closure
+
+    def _repeated(self, evaluated: Callable[[], Tensor]) -> Tensor:
+        """The same function of the weights as in the last evaluation."""
         now, buffers = random_state(), [b.clone() for b in self.net.buffers()]
         set_random_state(self._random)
         try:
-            with torch.no_grad(), repeating(self.trunks):
-                return self._loss()
+            with repeating(self.trunks):
+                return evaluated()
         finally:
             set_random_state(now)
             for buffer, kept in zip(self.net.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
 
     def update(self) -> None:
-        """Update all weights by the gradients of `evaluate`; L-BFGS searches along its direction on the same batch."""
-        if isinstance(self.optimizer, LBFGS):
-            self.optimizer.step(lambda: self._value, self._objective)
+        """Update all weights by the gradients of `evaluate`; searches along a line are on the same batch."""
+        if isinstance(self.optimizer, GaussNewton):
+            with repeating(self.trunks):
+                problem = self.optimizer.problem(*self._examples())
+                self.optimizer.step(problem, vector.gradients(problem.theta))
+        elif isinstance(self.optimizer, Searching):
+            self.optimizer.step(self._closure(), self._objective)
         else:
             self.optimizer.step()
 
     def step(self, x: Tensor, label: Tensor, index: Tensor | None = None, clip: float | None = None) -> Progress:
-        """`evaluate`, scale the gradient down to norm `clip` if one is given (not for L-BFGS), and `update`.
+        """`evaluate`, scale the gradient down to norm `clip` if one is given (not with a line search), and `update`.
 
         Raises:
             NonFiniteError: loss or gradient are not finite; the weights stay as they are.
         """
-        if clip is not None and isinstance(self.optimizer, LBFGS):
-            raise InputError(f"clip: {clip!r} given with L-BFGS, None allowed (its line search bounds the step)")
+        if clip is not None and isinstance(self.optimizer, Searching | GaussNewton):
+            kind = type(self.optimizer).__name__
+            raise InputError(f"clip: {clip!r} given with {kind}, None allowed (its line search bounds the step)")
         loss = self.evaluate(x, label, index).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(grad_norm(parameters) if clip is None else clip_grad_norm_(parameters, clip))
@@ -214,7 +241,7 @@ class OneShot(Descent):
 
     Args:
         net: a network with at least one `lpnet.LayerParallel`, solved by MGRIT.
-        optimizer: of torch (elementwise), or `lpnet.optim.LBFGS`.
+        optimizer: of torch (elementwise), or one of `lpnet.optim`.
         loss: (output, label) -> scalar, the mean over the examples.
         cycles: multigrid cycles of a step beyond the one that a step is anyway; 0 is one F-sweep each way; None: as
             many as the solvers of the trunks have.

@@ -36,7 +36,7 @@ TIERS = (
     ("oneshot",),
     ("multilevel",),
     ("choices", "plots", "presets"),
-    ("sections",),
+    ("optimizers", "sections"),
     ("config",),
     ("commandline", "network"),
     ("log", "modelfile", "training"),

@@ -11,8 +11,8 @@ from torch.optim import lr_scheduler
 
 import lpnet
 from lpnet import InputError, Serial
-from lpnet.choices import OPTIMIZERS
 from lpnet.multilevel import prolongate, prolongate_net, prolongate_state
+from lpnet.optimizers import OPTIMIZERS
 
 ELEMENTWISE = [name for name, kind in OPTIMIZERS.items() if kind.__module__.startswith("torch.")]
 

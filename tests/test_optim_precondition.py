@@ -51,7 +51,7 @@ def test_that_of_the_penalties() -> None:
     one, other = trunk("dense", 3, comm=Comm()), trunk("dense", 3, comm=Comm())
     penalties = [Tikhonov(one, 0.2), TimeDerivative(one, 0.5), TimeDerivative(one, 0.25), TimeDerivative(other, 9.0)]
     made = matched(one, list(one.theta.values()), penalties)
-    np.testing.assert_allclose(made.values, DCT(one, 0.75, 0.3 * one.h).values)
+    np.testing.assert_allclose(made.values, DCT(one, 0.75, 3.2 * one.h).values)
 
 
 @pytest.mark.parametrize(("key", "more"), [("alpha", (-1.0, 0.1)), ("alpha", (math.nan, 0.1)), ("shift", (1.0, 0.0))])

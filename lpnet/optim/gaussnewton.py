@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from lpnet.errors import NonFiniteError
 from lpnet.optim import vector
+from lpnet.optim.chain import split
 from lpnet.optim.linesearch import Armijo, Result, is_number, require
 from lpnet.optim.pcg import PCG
 from lpnet.optim.pcg import Report as Solve
@@ -101,9 +102,11 @@ class GaussNewton(torch.optim.Optimizer):
         require(is_number(lr) and 0 < lr < math.inf, "lr", lr, "a positive number")
         require(is_number(cap) and cap > 0, "cap", cap, "a positive number")
         require(isinstance(pcg, PCG), "pcg", pcg, "PCG(...)")
-        require(hasattr(search, "search"), "search", search, "Armijo(...)")
+        right = hasattr(search, "search") and not getattr(search, "slopes", False)
+        require(right, "search", search, "Armijo(...)")
         right = preconditioner in ("dct", None) or hasattr(preconditioner, "apply")
         require(right, "preconditioner", preconditioner, "'dct', None, or an object with a method apply")
+        split(net)
         self.net, self.penalties, self.loss = net, tuple(penalties), loss
         self.pcg, self.search, self.cap, self.preconditioner = pcg, search, float(cap), preconditioner
         self.theta = free(net, parameters)
@@ -113,6 +116,10 @@ class GaussNewton(torch.optim.Optimizer):
     def problem(self, x: Tensor, label: Tensor) -> Problem:
         """The objective of a batch."""
         return Problem(self.net, x, label, self.loss, self.penalties, self.theta)
+
+    def objective(self, output: Tensor, label: Tensor) -> Tensor:
+        """Loss and penalties; collective."""
+        return sum((penalty() for penalty in self.penalties), self.loss(output, label))
 
     def step_on(self, x: Tensor, label: Tensor) -> Report:
         """Take one step on a batch, the same on every rank; collective.

@@ -44,6 +44,10 @@ class Searching(torch.optim.Optimizer):
         require(not self.param_groups, "parameters", "more than one group", "one")
         super().add_param_group(param_group)
 
+    def step(self, closure: Objective, objective: Objective | None = None) -> float:  # type: ignore[override]
+        """One step from the gradients that `closure` leaves, by a line search on `objective`."""
+        raise NotImplementedError
+
     def _evaluate(self, closure: Objective, objective: Objective | None = None) -> float:
         """The loss, as rank 0 has it."""
         with torch.set_grad_enabled(objective is None):

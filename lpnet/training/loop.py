@@ -104,7 +104,7 @@ class Course:
 
 def optimizer_of(net: Network) -> torch.optim.Optimizer:
     """The optimizer of the configuration, without a history."""
-    return make_optimizer(net.config.optimizer, net.parameters())
+    return make_optimizer(net.config.optimizer, net, penalties_of(net))
 
 
 def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> Record:

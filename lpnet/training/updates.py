@@ -1,18 +1,25 @@
 """Torch's optimizers and learning-rate schedules from their options."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from lpnet.choices import OPTIMIZERS, Optimizer, Schedule
+from lpnet.choices import Schedule
+from lpnet.optimizers import OPTIMIZERS, Optimizer, newton
+from lpnet.regularizers import Penalty
 
 
-def make_optimizer(options: Optimizer, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer with these options; elementwise, so that each rank updates its own layers."""
-    return OPTIMIZERS[options.name](parameters, **options.given())
+def make_optimizer(
+    options: Optimizer, of: nn.Module | Iterable[Tensor], penalties: Sequence[Penalty] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer with these options, for a network and its penalties (or for parameters, but for gauss_newton)."""
+    kind = OPTIMIZERS[options.name]
+    if kind is newton and isinstance(of, nn.Module):
+        return newton(of, penalties, **options.given())
+    return kind(of.parameters() if isinstance(of, nn.Module) else of, **options.given())
 
 
 def make_schedule(options: Schedule, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:

@@ -1,0 +1,138 @@
+"""The section optimizer of the configuration.
+
+Keys belong to a name: ``betas`` to ``adam``, ``memory`` to ``lbfgs``. They are null where nobody gave them, which means
+the default of the optimizer (`resolved` writes it out), and they are an error with another one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lpnet.choices import defaults_of, number, one_of, owned, positive, require, whole
+from lpnet.optim import LBFGS, PCG, GaussNewton, NonlinearCG
+from lpnet.regularizers import Penalty
+
+WHOLE = ("memory", "restart", "iterations")
+
+
+def newton(
+    net: nn.Module,
+    penalties: Sequence[Penalty] = (),
+    lr: float = 1.0,
+    iterations: int = 20,
+    tol: float = 1e-2,
+    cap: float = 1.0,
+    preconditioner: Literal["dct", "none"] = "dct",
+) -> GaussNewton:
+    """Gauss–Newton from the options of the configuration, for cross entropy and some penalties."""
+    chosen: Literal["dct"] | None = "dct" if preconditioner == "dct" else None
+    return GaussNewton(net, lr, penalties, pcg=PCG(iterations, tol), cap=cap, preconditioner=chosen)
+
+
+# Those of torch that act on each number by itself, so that a slab of layers can be updated without the others, and our
+# own that know of the slabs.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rprop": torch.optim.Rprop,
+    "asgd": torch.optim.ASGD,
+    "lbfgs": LBFGS,
+    "ncg": NonlinearCG,
+    "gauss_newton": newton,
+}
+
+SEARCHING = ("lbfgs", "ncg", "gauss_newton")
+"""Those with a line search: their learning rate is the first step that it tries, and 1 is usual."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer of torch or of lpnet; null: its default.
+
+    Args:
+        name: adam, adamw, sgd, rmsprop, adamax, nadam, radam, adagrad, adadelta, rprop, asgd, lbfgs,
+            ncg (nonlinear conjugate gradients), gauss_newton (with an inner solve by conjugate gradients).
+        lr: learning rate (lbfgs, ncg, gauss_newton: the first step that the line search tries, 1 is usual).
+        weight_decay: weight decay.
+        clip: largest norm of the whole gradient, beyond which it is scaled down; null: never.
+        momentum: of sgd and rmsprop.
+        nesterov: of sgd.
+        betas: of adam and its kin.
+        eps: of adam and its kin, rmsprop, adagrad, adadelta.
+        alpha: of rmsprop and asgd.
+        rho: of adadelta.
+        memory: of lbfgs: number of pairs of updates that are kept. Default 10.
+        formula: of ncg: polak_ribiere or fletcher_reeves. Default polak_ribiere.
+        restart: of ncg: steps after which it begins anew. Default: never for that reason.
+        iterations: of gauss_newton: of the inner solve, at most. Default 20.
+        tol: of gauss_newton: relative residual that ends the inner solve. Default 1e-2.
+        cap: of gauss_newton: largest entry of a step. Default 1.
+        preconditioner: of gauss_newton: dct (the d/dt regulariser, by a cosine transform along the layers) or none.
+            Default dct.
+    """
+
+    name: str = "adam"
+    lr: float = 1e-2
+    weight_decay: float | None = None
+    clip: float | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    alpha: float | None = None
+    rho: float | None = None
+    memory: int | None = None
+    formula: Literal["polak_ribiere", "fletcher_reeves"] | None = None
+    restart: int | None = None
+    iterations: int | None = None
+    tol: float | None = None
+    cap: float | None = None
+    preconditioner: Literal["dct", "none"] | None = None
+
+    def __post_init__(self) -> None:
+        why = " (those that can update slabs of layers)"
+        one_of("optimizer.name", self.name, OPTIMIZERS, why)
+        positive("optimizer.lr", self.lr)
+        positive("optimizer.clip", self.clip)
+        for key in ("weight_decay", "eps", "alpha"):
+            number(f"optimizer.{key}", getattr(self, key), 0.0)
+        for key in ("momentum", "rho", "tol"):
+            number(f"optimizer.{key}", getattr(self, key), 0.0, 1.0)
+        for key in WHOLE:
+            whole(f"optimizer.{key}", getattr(self, key), 1)
+        positive("optimizer.cap", self.cap)
+        if self.betas is not None:
+            ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
+            require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
+        ok = self.clip is None or self.name not in SEARCHING
+        require(ok, "optimizer.clip", self.clip, f"null with name {self.name}, whose line search bounds the step, is")
+        ok = not self.nesterov or bool(self.momentum)
+        require(ok, "optimizer.nesterov", self.nesterov, "with momentum above 0 only, it is")
+        owned("optimizer", f"name {self.name}", self.given(), optimizer_options(self.name))
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not null."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("name", "clip")}
+        return {k: v for k, v in values.items() if v is not None}
+
+    def resolved(self) -> "Optimizer":
+        """With the defaults written out."""
+        return dataclasses.replace(self, **{**optimizer_options(self.name), **self.given()})
+
+
+def optimizer_options(name: str) -> dict[str, Any]:
+    """Options that belong to this optimizer, with their defaults."""
+    names = tuple(f.name for f in dataclasses.fields(Optimizer) if f.name not in ("name", "clip"))
+    found = defaults_of(OPTIMIZERS[name], names)
+    return {key: float(value) if type(value) is int and key not in WHOLE else value for key, value in found.items()}
