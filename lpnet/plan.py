@@ -148,6 +148,8 @@ def candidates(stepper: Stepper, layers: int, batch: int, ranks: int, costs: Cos
     found = [Candidate(s, s, _time(stepper, layers, ranks, (s, s), costs), 0.0) for s in chains]
     limit = min(c.predicted for c in found)
     for base in shapes(layers):
+        if stepper.refusal(base) is not None:
+            continue
         for forward, adjoint in CYCLES:
             if base.relaxation == "FCF" and not forward:
                 continue  # without a cycle, relaxation is the same sweep

@@ -14,14 +14,15 @@ from virtual_ranks import BATCH, WIDTH, TimedCoarseSteps, TimedField, VirtualCom
 from lpnet import MGRIT, InputError, Serial, engine
 from lpnet.clock import Run, simulate, view_of
 from lpnet.cost import UNIT, Costs, Work, critical_path, serial_work, slab_unit
-from lpnet.dynamics import Dense, Hamiltonian
+from lpnet.dynamics import Dense, Hamiltonian, SecondOrder
 from lpnet.engine import Engine
 from lpnet.mgrit import Info
 from lpnet.slab import Slab
 from lpnet.stack import Stack
-from lpnet.steppers import Euler, Stepper, Verlet
+from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet, stages_of
 
 EULER, VERLET = Euler(), Verlet()
+MODULES = {("f",): Dense, ("kick", "drift"): Hamiltonian, ("kick",): SecondOrder}
 UNEVEN = Costs(1.0, 1.75, 0.625, batched=0.375, latency=0.3125, message=0.4375, fixed=0.25, overhead=0.1875)
 
 
@@ -36,7 +37,7 @@ class Observed(NamedTuple):
 def observe(stepper: Stepper, layers: int, ranks: int, solvers: tuple[Any, Any], costs: Costs) -> Observed:
     """One training step of the real engine; after another one where a solve starts from an earlier one."""
     world = World(ranks)
-    module = Hamiltonian(WIDTH) if isinstance(stepper, Verlet) else Dense(WIDTH)
+    module = MODULES[stepper.terms](WIDTH)
     stack, theta = Stack(module, stepper), {"K": normal(layers, WIDTH, WIDTH), "b": normal(layers, WIDTH, seed=1)}
     x = normal(stepper.memory, WIDTH, BATCH, seed=2)
 
@@ -45,7 +46,7 @@ def observe(stepper: Stepper, layers: int, ranks: int, solvers: tuple[Any, Any],
         own = Engine(stepper, 1.0 / layers, Slab(layers, comm, slab_unit(layers, ranks, *solvers)))
 
         def timed(weights: Any, _: Any) -> Any:
-            stages = len(stepper.stages(1.0))
+            stages = len(stages_of(stepper.stages(1.0)))
             return {term: TimedField(field, comm, stages) for term, field in stack.fields(weights).items()}
 
         local = {name: value[own.slab.lo : own.slab.hi] for name, value in theta.items()}
@@ -76,19 +77,20 @@ def goes_on(options: Any) -> bool:
 
 
 @st.composite
-def solver(draw: Any, verlet: bool) -> Any:
+def solver(draw: Any, stepper: Stepper) -> Any:
+    """With options that the stepper can honour."""
     if draw(st.integers(0, 5)) == 0:
         return Serial(draw(st.sampled_from([1, 2, 4, 8])))
     initial = draw(st.sampled_from(["coarse", "coarse", "warm", "constant", "tau"]))
-    matched = draw(st.integers(0, 3)) > 0
+    ab3, matched = isinstance(stepper, AB3), draw(st.integers(0, 3)) > 0 or isinstance(stepper, AB3)
     return MGRIT(
         coarsening=(draw(st.integers(2, 6)), draw(st.integers(2, 4)), 2),
         levels=draw(st.integers(2, 4)),
         cycles=draw(st.integers(1 if initial == "constant" else 0, 3)),
         relaxation=draw(st.sampled_from(["F", "FCF"])),
         coarse="matched" if matched else "rediscretized",
-        samples=draw(st.integers(1, 2)) if matched else 1,
-        passes=draw(st.sampled_from([None, 1, 2, 3])) if matched and not verlet else None,
+        samples=draw(st.integers(1, 2)) if matched and not ab3 else 1,
+        passes=draw(st.sampled_from([None, 1, 2, 3])) if matched and stepper == EULER else None,
         initial=initial,
         cycle_shape=draw(st.sampled_from(["V", "F"])),
     )
@@ -96,8 +98,8 @@ def solver(draw: Any, verlet: bool) -> Any:
 
 @st.composite
 def case(draw: Any) -> Any:
-    stepper = draw(st.sampled_from([EULER, Verlet("zero"), VERLET]))
-    solvers = tuple(draw(solver(stepper.memory == 2)) for _ in range(2))
+    stepper = draw(st.sampled_from([EULER, EULER, Verlet("zero"), VERLET, RK4(), AB3(), Leapfrog()]))
+    solvers = tuple(draw(solver(stepper)) for _ in range(2))
     return stepper, draw(st.integers(1, 40)), draw(st.integers(1, 7)), solvers, draw(st.sampled_from([UNIT, UNEVEN]))
 
 

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from lpnet.errors import InputError
 from lpnet.options import MGRIT
 from lpnet.steppers.base import Mix, Program, Stage, Stepper, Steps
 from lpnet.steppers.rk4 import rk4_step, slope_row
@@ -58,12 +57,11 @@ class AB3(Stepper):
         line = [mean + (1 / 2 + at) * slope for at in (-n / 2, 0.0, n / 2)]
         return np.stack([*line, 2 * layers[-1] - layers[-2], layers[-1], layers[-2]])
 
-    def check(self, options: MGRIT) -> None:
-        super().check(options)
-        self._no_passes(options)
+    def refusal(self, options: MGRIT) -> str | None:
         for key, only in (("samples", 1), ("coarse", "matched"), ("coarse_weights", "mean")):
             if getattr(options, key) != only:
-                raise InputError(f"{key}: {getattr(options, key)!r} given with AB3, {only!r} allowed")
+                return f"{key}: {getattr(options, key)!r} given with AB3, {only!r} allowed"
+        return super().refusal(options)
 
 
 def _ab3_step(h: float, part: int) -> Steps:

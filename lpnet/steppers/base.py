@@ -89,14 +89,15 @@ class Stepper:
     """Base of all steppers.
 
     Class constants: `memory` (slots of the state), `terms` of the dynamics that are used, `reversible` (the step can be
-    undone from its result alone), `continuous` (the continuous adjoint can be discretised), and `imaginary_limit`, the
-    largest hω for which y' = iωy does not grow.
+    undone from its result alone), `continuous` (the continuous adjoint can be discretised), `takes_passes` (its coarse
+    step is an iteration), and `imaginary_limit`, the largest hω for which y' = iωy does not grow.
     """
 
     memory: ClassVar[int] = 1
     terms: ClassVar[tuple[str, ...]] = ("f",)
     reversible: ClassVar[bool] = False
     continuous: ClassVar[bool] = False
+    takes_passes: ClassVar[bool] = False
     imaginary_limit: ClassVar[float] = 0.0
 
     @property
@@ -126,12 +127,17 @@ class Stepper:
             row[a : a + 1 if options.coarse_weights == "inject" else b] = 1.0
         return found / found.sum(axis=1, keepdims=True)
 
-    def check(self, options: MGRIT) -> None:
-        """Raise `InputError` for options that this stepper cannot honour."""
+    def refusal(self, options: MGRIT) -> str | None:
+        """Why this stepper cannot honour these options; None if it can."""
         smallest = min(options.coarsening) if isinstance(options.coarsening, tuple) else options.coarsening
         if options.samples > smallest:
-            raise InputError(f"samples: {options.samples} given, at most the coarsening factor {smallest} allowed")
+            return f"samples: {options.samples} given, at most the coarsening factor {smallest} allowed"
+        if options.passes is not None and not self.takes_passes:
+            return f"passes: {options.passes} given with {type(self).__name__}, none allowed"
+        return None
 
-    def _no_passes(self, options: MGRIT) -> None:
-        if options.passes is not None:
-            raise InputError(f"passes: {options.passes} given, {type(self).__name__} takes none")
+    def check(self, options: MGRIT) -> None:
+        """Raise `InputError` for options that this stepper cannot honour."""
+        why = self.refusal(options)
+        if why is not None:
+            raise InputError(why)

@@ -20,6 +20,7 @@ class Euler(Stepper):
     """
 
     continuous: ClassVar[bool] = True
+    takes_passes: ClassVar[bool] = True
 
     @property
     def order(self) -> int:

@@ -49,10 +49,6 @@ class RK4(Stepper):
             start += n
         return flat
 
-    def check(self, options: MGRIT) -> None:
-        super().check(options)
-        self._no_passes(options)
-
 
 def rk4_step(h: float, parts: tuple[int, int, int]) -> Steps:
     """One step on slot 0 with scratch slots 1, 2, 3; weights of these parts at its beginning, middle and end.

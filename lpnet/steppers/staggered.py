@@ -58,7 +58,3 @@ class Staggered(Stepper):
                 Stage("kick", 0, 1, (H - h) / 2, part=part),
             ]
         return tuple(steps)
-
-    def check(self, options: MGRIT) -> None:
-        super().check(options)
-        self._no_passes(options)
