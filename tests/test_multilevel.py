@@ -1,5 +1,6 @@
 """Laws of prolongation (linear in time, the same flow) and of the cascade."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from lpnet.cost import Costs
 from lpnet.hierarchy import bounds
 from lpnet.multilevel import Cascade, coarser, halved, prolongate, prolongate_net, prolongate_state
 from lpnet.multilevel.prolong import interpolated
+from lpnet.oneshot import Descent
 from lpnet.slab import Comm, Slab
 
 
@@ -196,6 +198,28 @@ def test_a_cascade_descends_and_counts_its_work() -> None:
     with lpnet.exact(fine), torch.no_grad():
         assert float(objective(fine)) == levels[-1].end
     assert 0 <= levels[-1].accuracy <= 1
+
+
+def test_a_cascadic_start_for_one_shot_training() -> None:
+    """Exact gradients on the coarse level, simultaneous training on the fine one: better than the latter alone."""
+    x, label = examples("ellipses")
+
+    def train(net: Any, level: int) -> None:
+        adam = torch.optim.Adam(net.parameters(), lr=0.02)
+        descent = Descent(net, adam) if level == 0 else lpnet.OneShot(net, adam)
+        with lpnet.exact(net) if level == 0 else nullcontext():
+            for _ in range(30 if level == 0 else 10):
+                descent.step(x, label)
+
+    def objective(net: Any) -> Tensor:
+        return nn.functional.cross_entropy(net(x), label)
+
+    _, levels = Cascade((32, 64)).run(network(32, classes=2), train, objective)
+    _, alone = Cascade((64,)).run(network(64, classes=2), lambda net, _: train(net, 1), objective)
+    assert levels[1].start < alone[0].start
+    assert levels[1].end < min(levels[1].start, alone[0].end)
+    assert levels[1].jump is not None
+    assert abs(levels[1].jump) < 0.1
 
 
 def test_the_work_that_training_returns_is_weighted_by_layers() -> None:

@@ -35,6 +35,8 @@ def trained(*arguments: str) -> tuple[Training, Silent, dict[str, Any]]:
         ("--schedule.name=onecycle", "--optimizer.name=sgd", "--optimizer.momentum=0.9", "--schedule.warmup=0"),
         ("--schedule.name=linear", "--optimizer.name=lbfgs", "--training.batch=null"),
         ("--training.method=simultaneous",),
+        ("--optimizer.name=gauss_newton", "--training.batch=null", "--schedule.name=step"),
+        ("--optimizer.name=ncg", "--training.batch=null"),
     ],
 )
 def test_steps_rates_and_epochs_are_those_of_one_network(more: tuple[str, ...]) -> None:
