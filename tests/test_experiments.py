@@ -22,7 +22,7 @@ def test_an_experiment_writes_a_picture_its_numbers_and_the_page(tmp_path: Path,
     found = json.loads((out / "orders.json").read_text(encoding="utf-8"))
     assert (found["number"], found["ranks"], found["settings"]["seed"], found["settings"]["quick"]) == (1, 1, 3, True)
     assert found["command"] == "python -m lpnet.experiments orders --seed 3 --quick"
-    page = (tmp_path / "pictures.md").read_text(encoding="utf-8")
+    page = " ".join((tmp_path / "pictures.md").read_text(encoding="utf-8").split())
     assert all(part in page for part in ("pictures/orders.png", found["see"], found["command"]))
     said = " ".join(capsys.readouterr().out.split())
     assert found["see"] in said
@@ -65,3 +65,13 @@ def test_draws_depend_on_seed_and_tag() -> None:
 
     assert draw(0, "a") == draw(0, "a")
     assert len({draw(0, "a"), draw(1, "a"), draw(0, "b")}) == 3
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (DOCS / "gallery").glob("*.json")))
+def test_the_gallery_shows_whole_experiments(name: str) -> None:
+    found = json.loads((DOCS / "gallery" / f"{name}.json").read_text(encoding="utf-8"))
+    page = " ".join((DOCS / "gallery.md").read_text(encoding="utf-8").split())
+    assert (found["number"], found["title"]) == (REGISTRY[name].number, REGISTRY[name].title)
+    assert not found["settings"]["quick"]
+    assert (DOCS / "gallery" / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert all(part in page for part in (found["see"], f"`{found['command']}`", f"gallery/{name}.png"))

@@ -55,9 +55,9 @@ def _see(numbers: dict[str, Any]) -> str:
     share = 100 * last["work"] / sum(row["work"] for row in levels)
     return (
         f"A flow in the plane with {last['layers']} layers separates the two ellipses, which touch: "
-        f"{percent(numbers['train_accuracy'])} of the training points and {percent(numbers['validation_accuracy'])} of "
-        f"the 2000 validation points are right (published, a 3D ResNet of 16 layers: 99.45 and 99.5 %). Training began "
-        f"with {first['layers']} layers. Where the steps are too long for the dynamics (few layers), the prolongated "
-        "network (open markers) has lost what the coarser one had learnt, and the objective jumps at the begin of a "
-        f"level. {held}The finest level takes {share:.0f} % of all work."
+        f"{percent(numbers['train_accuracy'])} of the training points and {percent(numbers['validation_accuracy'])} "
+        "of the 2000 validation points are right (published, a 3D ResNet of 16 layers: 99.45 and 99.5 %). Training "
+        f"began with {first['layers']} layers. Where the steps are too long for the dynamics (few layers), the "
+        "prolongated network (open markers) has lost what the coarser one had learnt, and the objective jumps at "
+        f"the begin of a level. {held}The finest level takes {share:.0f} % of all work."
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any

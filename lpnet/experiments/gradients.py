@@ -30,11 +30,12 @@ def run(context: Context) -> Result:
     data = load(DataOptions("peaks", train=context.pick(200, 50), validation=50), context.seed)
     x, label = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
     taylor = _taylor(_net(context, "antisymmetric", "euler", 64), x, label, context)
+    layers = context.pick(64, 16)
     pairs = {
-        f"{name} / {by}": _difference(_net(context, name, by, context.pick(64, 16)), x, label)
-        for name in dynamics.REGISTRY
+        f"{kind.__name__} / {one.__name__}": _difference(_net(context, name, by, layers), x, label)
+        for name, kind in dynamics.REGISTRY.items()
         for by, one in steppers.REGISTRY.items()
-        if set(one.terms) == set(dynamics.REGISTRY[name].terms)
+        if set(one.terms) == set(kind.terms)
     }
     cycles = list(range(context.pick(9, 5)))
     mgrit = {m: [_by_mgrit(context, m, k, x, label) for k in cycles] for m in (8, 32)}
@@ -136,7 +137,7 @@ def _draw_taylor(ax: Axes, taylor: dict[str, Any]) -> None:
     for i, (key, label) in enumerate(labels.items()):
         ax.plot(taylor["epsilon"], np.maximum(taylor[key], 1e-18), **style.look(i, markersize=3.5), label=label)
     for key, order in (("value", 1), ("gradient", 2)):
-        style.slope(ax, taylor["epsilon"][:9], (taylor["epsilon"][2], taylor[key][2]), order)
+        style.slope(ax, taylor["epsilon"], (taylor["epsilon"][2], taylor[key][2]), order)
     style.log(ax)
     style.axis(ax, "Against finite differences", "ε", "relative to |⟨g, v⟩|")
     style.legend(ax, title="dotted: slopes 1 and 2", title_fontsize=9, fontsize=8, loc="lower right")

@@ -85,8 +85,8 @@ def _see(numbers: dict[str, Any]) -> str:
         f"origin and reach {right['dense']:.2f} to the right: the features of some inputs grow. Those of the others "
         f"stay on the imaginary axis whatever the weights are; max |Re λ| is at rounding level: {axis} (with |λ| up "
         f"to {max(size[name] for name in ON_AXIS):.1f}). The double symmetric layer is parabolic: its eigenvalues "
-        f"are real (|Im λ| at most {imaginary:.1g}) and negative (the rightmost is {double:.0e}), so features only "
-        "ever shrink."
+        f"are real (|Im λ| at most {imaginary:.2g}) and negative (the rightmost is {double:.0e}), so no distance "
+        "between features grows."
     )
 
 
@@ -98,7 +98,7 @@ def _draw(found: dict[str, np.ndarray]) -> Figure:
     for i, (ax, (name, values)) in enumerate(zip(axes[0], found.items(), strict=True)):
         _cloud(ax, values, i)
         real, imaginary = np.abs(values.real).max(), np.abs(values.imag).max()
-        said = f"max |Im λ| = {imaginary:.1g}" if name == "double symmetric" else f"max |Re λ| = {real:.1g}"
+        said = f"max |Im λ| = {imaginary:.2g}" if name == "double symmetric" else f"max |Re λ| = {real:.2g}"
         style.axis(ax, f"{name}\n{said}", "Re λ (1/time)", "")
     axes[0][0].set_ylabel("Im λ (1/time)")
     return figure

@@ -68,7 +68,7 @@ def _see(numbers: dict[str, Any]) -> str:
     return (
         f"Validation accuracy with {last['layers']} layers: {reached}. The published networks have 16 or 32 layers. "
         "Each level starts from the weights of the one before, linear in time (open markers: before it is trained). "
-        "With steps that are too long these weights say little of the flow, and accuracy drops to that of guessing; as "
-        "h becomes small the prolongated networks keep what was learnt. At the end the spirals, wound up in the plane "
-        "(lower left), have become two clouds that a straight line separates (lower right)."
+        "With steps that are too long these weights say little of the flow, and accuracy drops to that of guessing; "
+        "as h becomes small the prolongated networks keep what was learnt. At the end the spirals, wound up in the "
+        "plane (lower left), have become two clouds that a straight line separates (lower right)."
     )

@@ -91,8 +91,8 @@ def _see(numbers: dict[str, Any], seeds: int) -> str:
     return (
         f"Nine fully connected tanh layers on ellipses, a disc inside a ring, from {seeds} random starts for each "
         f"width. Validation accuracy of the best start, with median and standard deviation in brackets: {rows}. With "
-        "width 2 every network is a deformation of the plane and has to cut the ring open somewhere (middle: the "
-        "best one); a third dimension lets the disc be lifted out of the ring (below)."
+        "width 2 every network is a deformation of the plane and has to cut the ring open somewhere (above right: "
+        "the best one); a third dimension lets the disc be lifted out of the ring (below right)."
     )
 
 
