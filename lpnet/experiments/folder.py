@@ -115,9 +115,11 @@ def page(folder: Path) -> Path | None:
 
 
 def _section(folder: str, found: dict[str, Any]) -> str:
-    name, on = found["name"], "1 rank" if found["ranks"] == 1 else f"{found['ranks']} ranks"
-    return (
-        f"## {found['number']}. "
-        f"{found['title']}\n\n![{found['title']}]({folder}/{name}.png)\n\n{found['see']}\n\n`{found['command']}` "
-        f"({found['seconds']:.0f} s on {on}; numbers: [{name}.json]({folder}/{name}.json))\n"
+    name, title, on = found["name"], found["title"], "1 rank" if found["ranks"] == 1 else f"{found['ranks']} ranks"
+    parts = (
+        f"## {found['number']}. {title}",
+        f"![{title}]({folder}/{name}.png)",
+        textwrap.fill(found["see"], 120, break_long_words=False, break_on_hyphens=False),
+        f"`{found['command']}` ({found['seconds']:.0f} s on {on}; numbers: [{name}.json]({folder}/{name}.json))",
     )
+    return "\n\n".join(parts) + "\n"
