@@ -17,6 +17,7 @@ from lpnet.optim import LBFGS, PCG, GaussNewton, NonlinearCG
 from lpnet.regularizers import Penalty
 
 WHOLE = ("memory", "restart", "iterations")
+CHOICES = {"formula": ("polak_ribiere", "fletcher_reeves"), "preconditioner": ("dct", "none")}
 
 
 def newton(
@@ -112,6 +113,9 @@ class Optimizer:
         for key in WHOLE:
             whole(f"optimizer.{key}", getattr(self, key), 1)
         positive("optimizer.cap", self.cap)
+        require(self.tol != 1, "optimizer.tol", self.tol, "a number of at least 0 and below 1")
+        for key, names in CHOICES.items():
+            one_of(f"optimizer.{key}", getattr(self, key) or names[0], names)
         if self.betas is not None:
             ok = len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas)
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")

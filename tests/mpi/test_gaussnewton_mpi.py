@@ -11,6 +11,7 @@ from test_optim_problem import LABEL, chain
 
 import lpnet
 from lpnet import Controls
+from lpnet.oneshot import OneShot
 from lpnet.optim import DCT, GaussNewton, vector
 from lpnet.regularizers import Tikhonov, TimeDerivative
 from lpnet.sharded import slab_of
@@ -19,7 +20,7 @@ from lpnet.slab import Comm
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
 
 
-@pytest.mark.parametrize(("layers", "controls"), [(2, None), (7, None), (7, Controls(4))])
+@pytest.mark.parametrize(("layers", "controls"), [(7, None), (7, Controls(4))])
 def test_the_steps_are_those_of_one_rank(layers: int, controls: Any, comm: Comm) -> None:
     runs = []
     for ranks in (comm, Comm()):
@@ -68,3 +69,23 @@ def test_the_largest_entry_is_that_of_all_ranks(comm: Comm) -> None:
     assert vector.largest(list(one.parameters()), v) == busy
     bad = [torch.full_like(t, np.nan) if comm.rank == 0 else t for t in v]
     assert np.isnan(vector.largest(list(one.parameters()), bad))
+
+
+def test_one_shot_steps_are_those_of_one_rank(comm: Comm) -> None:
+    """By MGRIT, so that the linearised solves are in parallel."""
+    solver = lpnet.MGRIT(coarsening=3, cycles=1)
+    runs = []
+    for ranks in (comm, Comm()):
+        net = chain(13, ranks, forward=solver, adjoint=solver)
+        gn = GaussNewton(net, penalties=[Tikhonov(net[1], 1e-2)])
+        run, found = OneShot(net, gn), []
+        for _ in range(3):
+            loss = run.step(normal(6, 2), LABEL).loss
+            assert gn.report is not None
+            found.append((loss, gn.report))
+        runs.append(found)
+    for (loss, one), (alone, other) in zip(*runs, strict=True):
+        assert loss == pytest.approx(alone, rel=1e-8)
+        assert one.after == pytest.approx(other.after, rel=1e-7)
+        counts = [(r.pcg.iterations, r.pcg.stop, r.evaluations, r.fell_back) for r in (one, other)]
+        assert counts[0] == counts[1]

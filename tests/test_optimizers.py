@@ -1,0 +1,62 @@
+"""The section optimizer of the configuration: those with a line search. The others are in test_config."""
+
+from typing import Any
+
+import pytest
+from small_training import network
+
+from lpnet.commandline import parse
+from lpnet.errors import InputError
+from lpnet.optim import LBFGS, PCG, GaussNewton, NonlinearCG
+from lpnet.optimizers import SEARCHING, Optimizer, optimizer_options
+from lpnet.regularizers import Tikhonov
+from lpnet.training.updates import make_optimizer
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_their_defaults_are_those_of_the_classes(name: str) -> None:
+    options = Optimizer(name=name, lr=0.5).resolved()
+    assert set(options.given()) <= set(optimizer_options(name))
+    net = network(2)
+    made = make_optimizer(options, net)
+    plain = {"lbfgs": LBFGS, "ncg": NonlinearCG, "gauss_newton": GaussNewton}[name]
+    expected = plain(net if name == "gauss_newton" else net.parameters(), lr=0.5)
+    assert type(made) is plain
+    assert made.defaults == expected.defaults
+    for key in ("pcg", "cap", "search", "preconditioner", "loss"):
+        assert getattr(made, key, None) == getattr(expected, key, None)
+
+
+def test_options_of_gauss_newton() -> None:
+    net = network(2)
+    options = Optimizer(name="gauss_newton", lr=1.0, iterations=7, tol=0.1, cap=0.5, preconditioner="none")
+    penalty = Tikhonov(net[1], 0.1)
+    made = make_optimizer(options, net, [penalty])
+    assert isinstance(made, GaussNewton)
+    assert (made.pcg, made.cap, made.preconditioner, made.penalties) == (PCG(7, 0.1), 0.5, None, (penalty,))
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_their_rate_is_one_unless_it_is_given(name: str) -> None:
+    assert parse(["peaks", f"--optimizer.name={name}"]).optimizer.lr == 1.0
+    assert parse(["peaks", f"--optimizer.name={name}", "--optimizer.lr=0.3"]).optimizer.lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("formula", {"name": "ncg", "formula": "dai_yuan"}),
+        ("restart", {"name": "ncg", "restart": 0}),
+        ("formula", {"name": "gauss_newton", "formula": "polak_ribiere"}),
+        ("iterations", {"name": "gauss_newton", "iterations": 0}),
+        ("iterations", {"name": "adam", "iterations": 3}),
+        ("tol", {"name": "gauss_newton", "tol": 1.0}),
+        ("cap", {"name": "gauss_newton", "cap": 0.0}),
+        ("preconditioner", {"name": "gauss_newton", "preconditioner": "jacobi"}),
+        ("clip", {"name": "gauss_newton", "clip": 1.0}),
+        ("memory", {"name": "ncg", "memory": 3}),
+    ],
+)
+def test_bad_input(key: str, values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"^optimizer\.{key}: .* given"):
+        Optimizer(**values)
