@@ -28,7 +28,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # K (layers, seeds, w, w), b (â
 def run(context: Context) -> Result:
     """Train networks of several widths and seeds; every rank does the same."""
     widths = context.pick((2, 3, 4, 6, 8), (2, 3, 4))
-    seeds, steps = context.pick(10, 5), context.pick(1200, 400)
+    seeds, steps = context.pick(10, 5), context.pick(1200, 300)
     data = load(DataOptions("ellipses", train=context.pick(1000, 300)), context.seed)
     x, label = torch.from_numpy(data.train_x).float(), torch.from_numpy(data.train_y)
     nets = {w: _trained(_initial(w, seeds, data.classes, context), x, label, steps) for w in widths}
