@@ -128,7 +128,7 @@ def regions(ax: Axes, seen: View, title: str) -> None:
     colors = np.array([_rgb(c) for c in range(int(max(seen.regions.max(), seen.labels.max())) + 1)])
     ax.imshow(0.42 * colors[seen.regions] + 0.58, origin="lower", extent=seen.frame, aspect="equal")
     for c in range(int(seen.labels.max()) + 1):
-        ax.plot(*seen.points[seen.labels == c].T, **_dots(c))
+        ax.plot(*seen.points[seen.labels == c].T, **dots(c))
     ax.set_title(title, loc="left", fontsize=11)
     ax.set_xlabel("feature 1")
     ax.set_ylabel("feature 2")
@@ -137,7 +137,7 @@ def regions(ax: Axes, seen: View, title: str) -> None:
 def _features(ax: Axes, seen: View, title: str) -> None:
     style.axis(ax, title, "y₁(T)", "y₂(T)")
     for c in range(int(seen.labels.max()) + 1):
-        ax.plot(*seen.features[seen.labels == c].T, label=f"class {c}", **_dots(c))
+        ax.plot(*seen.features[seen.labels == c].T, label=f"class {c}", **dots(c))
     if seen.line is not None:
         W, shift = seen.line
         (a, b), d = W[1] - W[0], shift[1] - shift[0]
@@ -150,7 +150,8 @@ def _features(ax: Axes, seen: View, title: str) -> None:
     style.legend(ax)
 
 
-def _dots(c: int) -> dict[str, Any]:
+def dots(c: int) -> dict[str, Any]:
+    """Points of class c."""
     return {
         "linestyle": "none",
         "marker": style.MARKERS[c % 8],
