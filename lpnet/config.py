@@ -31,6 +31,7 @@ from lpnet.multilevel import Multilevel, coarser
 from lpnet.oneshot import TOLERANCE
 from lpnet.optimizers import Optimizer
 from lpnet.options import MGRIT
+from lpnet.propagator import Adjoint, Store, how_of
 from lpnet.sections import Control, OneShot, Regularizer, Run, Training
 
 MOST_LAYERS = 1_000_000
@@ -61,6 +62,10 @@ class Trunk:
         controls: number of control points that all layers share, at most as many as layers; null: each layer has
             weights of its own.
         basis: of controls: constant, linear, or (cubic) spline in time. Default linear.
+        store: what the adjoint finds of the states: all, cpoints (a part of the layers is run again when it is pulled
+            back), or reverse (verlet and leapfrog: undone from the last state).
+        gradient: discrete (the gradient of what is computed), or continuous (the adjoint equation, discretised on its
+            own; euler only).
         gamma: of dense and antisymmetric: damping γ of σ((K − γI)y + b), σ((K − Kᵀ − γI)y + b). Default 0.
         hidden: of two_layer, double_symmetric, second_order: width between the matrices. Default: that of the trunk.
         form: of hamiltonian: slides (−σ(Ky + b), σ(Kᵀz + b)), or package (K and Kᵀ exchanged). Default slides.
@@ -78,6 +83,8 @@ class Trunk:
     opening: Literal["auto", "linear", "pad"] = "auto"
     controls: int | None = None
     basis: Literal["constant", "linear", "spline"] | None = None
+    store: Store = "all"
+    gradient: Adjoint = "discrete"
     gamma: float | None = None
     hidden: int | None = None
     form: Literal["slides", "package"] | None = None
@@ -104,6 +111,10 @@ class Trunk:
         if self.basis is not None:
             one_of("trunk.basis", self.basis, ("constant", "linear", "spline"))
             require(self.controls is not None, "trunk.basis", self.basis, "null without trunk.controls")
+        try:
+            how_of(steppers.REGISTRY[self.stepper_name](), self.store, self.gradient)
+        except InputError as error:
+            raise InputError(f"trunk.{error}") from None
         number("trunk.gamma", self.gamma)
         whole("trunk.hidden", self.hidden, 1)
         if self.form is not None:

@@ -28,7 +28,7 @@ from lpnet.hierarchy import bounds
 from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.propagator import How, Store
+from lpnet.propagator import Adjoint, Store, how_of
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
@@ -77,14 +77,14 @@ class LayerParallel(nn.Module):
         init: Literal["constant", "random"] = "constant",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        gradient: Literal["discrete", "continuous"] = "discrete",
+        gradient: Adjoint = "discrete",
         store: Store = "all",
         control: Adaptive | None = None,
         controls: Controls | None = None,
     ) -> None:
         super().__init__()
         self.stepper = stepper if stepper is not None else Euler()
-        _check_adjoint(self.stepper, gradient, store)
+        how = how_of(self.stepper, store, gradient)
         self.store, self.gradient = store, gradient
         self.forward_solver = forward if forward is not None else MGRIT()
         self.adjoint_solver = adjoint if adjoint is not None else MGRIT()
@@ -105,7 +105,7 @@ class LayerParallel(nn.Module):
         unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
         self._slab = Slab(layers, self.comm, unit)
         self.controls, self.grid = controls, grid_of(controls, self._slab, self.T)
-        self._engine = Engine(self.stepper, self.h, self._slab, How(store, gradient == "continuous"))
+        self._engine = Engine(self.stepper, self.h, self._slab, how)
         _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
         self._names: list[str] = []
         self._add_weights(init)
@@ -271,21 +271,6 @@ def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
         warnings.warn(
             f"lpnet: {comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level",
             stacklevel=3,
-        )
-
-
-def _check_adjoint(stepper: Stepper, gradient: str, store: str) -> None:
-    name = type(stepper).__name__
-    if gradient not in ("discrete", "continuous"):
-        raise InputError(f"gradient: {gradient!r} given, one of discrete, continuous allowed")
-    if store not in ("all", "cpoints", "reverse"):
-        raise InputError(f"store: {store!r} given, one of all, cpoints, reverse allowed")
-    if gradient == "continuous" and not stepper.continuous:
-        raise InputError(f"gradient: 'continuous' given with {name}, only 'discrete' allowed (or the stepper Euler)")
-    if store == "reverse" and not stepper.reversible:
-        raise InputError(
-            f"store: 'reverse' given with {name}, which is not reversible; 'all' or 'cpoints' allowed (or the steppers "
-            "Verlet and Leapfrog)"
         )
 
 

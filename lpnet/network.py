@@ -127,6 +127,8 @@ def build(
             seed=seed,
             comm=comm,
             init=trunk.init,
+            gradient=trunk.gradient,
+            store=trunk.store,
             control=config.control.options(),
             controls=trunk.control_grid,
             **like,

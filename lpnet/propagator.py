@@ -15,18 +15,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from lpnet import programs
+from lpnet.errors import InputError
 from lpnet.fields import Field, Slot
 from lpnet.programs import Kept
 from lpnet.steppers import Mix, Stage, Stepper, is_in_place, slots_of, stages_of
 from lpnet.tape import Scratch, Tape, joined
 
 Store = Literal["all", "cpoints", "reverse"]
+Adjoint = Literal["discrete", "continuous"]
 
 
 class How(NamedTuple):
@@ -37,6 +39,26 @@ class How(NamedTuple):
 
 
 STORED = How()
+
+
+def how_of(stepper: Stepper, store: str, gradient: str) -> How:
+    """What the stepper can do of this.
+
+    Raises:
+        InputError: an unknown name, or what the stepper cannot do.
+    """
+    name = type(stepper).__name__
+    for key, given, names in (("gradient", gradient, get_args(Adjoint)), ("store", store, get_args(Store))):
+        if given not in names:
+            raise InputError(f"{key}: {given!r} given, one of {', '.join(names)} allowed")
+    if gradient == "continuous" and not stepper.continuous:
+        raise InputError(f"gradient: 'continuous' given with {name}, only 'discrete' allowed (or the stepper Euler)")
+    if store == "reverse" and not stepper.reversible:
+        raise InputError(
+            f"store: 'reverse' given with {name}, which is not reversible; 'all' or 'cpoints' allowed (or the steppers "
+            "Verlet and Leapfrog)"
+        )
+    return How(cast(Store, store), gradient == "continuous")
 
 
 class Workspace:

@@ -252,3 +252,18 @@ def test_library_users_get_the_same_checks() -> None:
     with pytest.raises(InputError, match=r"trunk\.stepper: 'euler' given, verlet for hamiltonian"):
         Trunk(dynamics="hamiltonian", stepper="euler")
     assert Trunk(dynamics="hamiltonian").resolved().stepper == "verlet"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["peaks", "--trunk.store", "reverse"], r"^trunk\.store: 'reverse' given with Euler, which is not reversible"),
+        (["ellipses", "--trunk.gradient", "continuous"], r"^trunk\.gradient: 'continuous' given with Verlet, only"),
+        (["peaks", "--trunk.store", "some"], r"^trunk\.store: .*some.* given, one of all, cpoints, reverse allowed$"),
+    ],
+)
+def test_what_a_stepper_cannot_keep_or_differentiate(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(arguments)
+    assert parse(["ellipses", "--trunk.store", "reverse"]).trunk.store == "reverse"
+    assert parse(["peaks", "--trunk.gradient", "continuous"]).trunk.gradient == "continuous"
