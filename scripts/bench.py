@@ -2,9 +2,11 @@
 """Benchmarks of lpnet: ratios of medians, all contestants side by side in one run.
 
     mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
+    python scripts/bench.py optimizers [--layers 32 --work 500 --problems peaks ellipses swissroll]
 
-Contestants take turns within each round, so that a change of the machine's speed meets all of them. While one rank
-works alone, the others sleep.
+`gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
+one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
+optimizers.png in docs (--docs: another folder).
 """
 
 import argparse
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from optimizers import PROBLEMS, optimizers
 from torch import Tensor, nn
 
 import lpnet
@@ -257,6 +260,12 @@ def main() -> None:
     one.add_argument("--rounds", type=int, default=21)
     one.add_argument("--warmup", type=int, default=3)
     one.add_argument("--json", help="write the table to this file")
+    two = commands.add_parser("optimizers", help="objective against work and time of the optimizers")
+    two.set_defaults(run=lambda args: optimizers(args, versions()))
+    for key, value in {"layers": 32, "work": 500, "seed": 0}.items():
+        two.add_argument(f"--{key}", type=int, default=value)
+    two.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    two.add_argument("--docs", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.run(args)
