@@ -2,7 +2,7 @@
 """Benchmarks of lpnet: ratios of medians, all contestants side by side in one run.
 
     mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
-    python scripts/bench.py optimizers [--layers 32 --work 500 --problems peaks ellipses swissroll]
+    python scripts/bench.py optimizers [--layers 32 --work 600 --problems peaks ellipses swissroll]
 
 `gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
 one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
@@ -262,8 +262,9 @@ def main() -> None:
     one.add_argument("--json", help="write the table to this file")
     two = commands.add_parser("optimizers", help="objective against work and time of the optimizers")
     two.set_defaults(run=lambda args: optimizers(args, versions()))
-    for key, value in {"layers": 32, "work": 500, "seed": 0}.items():
+    for key, value in {"layers": 32, "work": 600, "seed": 0, "iterations": 10}.items():
         two.add_argument(f"--{key}", type=int, default=value)
+    two.add_argument("--tol", type=float, default=0.1, help="of the inner solves, after at most so many --iterations")
     two.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     two.add_argument("--docs", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
     args = parser.parse_args()

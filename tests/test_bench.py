@@ -19,3 +19,19 @@ def test_gradient_on_one_rank(tmp_path):
     errors = [rows[f"MGRIT m=8, {k}+{k} cycles, 1 ranks"]["gradient_error"] for k in (0, 1, 2)]
     assert errors[0] > 10 * errors[1] > 100 * errors[2] > 0
     assert json.loads(out.read_text())["memory"]["autograd"] == 2
+
+
+def test_optimizers_start_alike_and_descend(tmp_path):
+    size = ["--problems", "ellipses", "--layers", "4", "--work", "12", "--docs", str(tmp_path)]
+    subprocess.run([sys.executable, str(SCRIPT), "optimizers", *size], check=True, capture_output=True, timeout=100)
+    found = json.loads((tmp_path / "results" / "optimizers.json").read_text())
+    curves = found["curves"]["ellipses"]
+    assert len(curves) == 6
+    for eliminated in (False, True):  # of one objective each
+        assert len({c["objective"][0] for c in curves if c["name"].startswith("VarPro") == eliminated}) == 1
+    for curve in curves:
+        assert curve["work"][0] == 0
+        assert curve["work"][-1] >= 12
+        assert curve["objective"][-1] < curve["objective"][0]
+        assert len(curve["work"]) == len(curve["seconds"]) == len(curve["objective"]) == curve["steps"] + 1
+    assert (tmp_path / "optimizers.png").stat().st_size > 10_000
