@@ -25,6 +25,7 @@ import lpnet
 from lpnet import data, optim, regularizers, slab
 from lpnet.data import DataOptions
 from lpnet.experiments import style
+from lpnet.plots import save
 
 ADAM = (3e-3, 1e-2, 3e-2)
 
@@ -193,7 +194,7 @@ def drawn(found: dict[str, list[Curve]], layers: int, path: Path) -> None:
     """Objective against work above, against time below, one column for each problem."""
     best = [min(curves, key=lambda curve: curve.objective[-1]).name for curves in found.values()]
     eliminated = all(name.startswith("VarPro") for name in best)
-    finding = "Without the classifier (VarPro) training gets furthest" if eliminated else "How far optimizers get"
+    finding = "With the classifier eliminated (VarPro) the objective gets lowest" if eliminated else "Optimizers"
     title = f"{finding}: {layers} layers, full batch"
     figure, axes = style.figure(title, (2, len(found)), (4.6 * len(found), 8.2), sharey="col")
     for column, (name, curves) in enumerate(found.items()):
@@ -207,9 +208,8 @@ def drawn(found: dict[str, list[Curve]], layers: int, path: Path) -> None:
             style.log(ax, "y")
     handles, labels = axes[0, -1].get_legend_handles_labels()
     labels = ["Adam, best of three rates" if label.startswith("Adam") else label for label in labels]
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
 
 
 def rounded(curve: Curve) -> dict[str, Any]:
