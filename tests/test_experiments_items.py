@@ -95,3 +95,18 @@ def test_the_control_fits_training_and_validation_examples() -> None:
     assert found["train_loss"] < found["val_loss"] < 0.3 * found["curves"]["val_loss"][0]
     assert min(found["train_accuracy"], found["val_accuracy"]) > 0.88
     assert found["regularisation"] > found["curves"]["regularisation"][0]
+
+
+def test_mgrit_needs_few_cycles_and_everything_else_one_for_each_block() -> None:
+    found = numbers("parallel")
+    residuals, need = found["residuals"], found["iterations"]
+    assert residuals["against_substitution"] < 1e-13
+    assert residuals["MGRIT"][0] == pytest.approx(residuals["F-relaxation alone"][0], rel=1e-12)
+    assert residuals["F-relaxation alone"][-1] < 1e-14
+    assert [need["F-relaxation alone"][N] for N in (64, 256)] == [64 // 8 - 1, 256 // 8 - 1]
+    assert [need["GMRES"][N] for N in (64, 256)] == [63, 255]
+    assert max(need["MGRIT"].values()) <= 5
+    strong = found["modelled"]["evaluations"]["strong"]
+    assert set(strong["time"]["serial"]) == {3 * 1024}
+    assert all(b < a for a, b in zip(strong["time"]["sgd"], strong["time"]["oneshot"], strict=True))
+    assert strong["faster_than_serial_from"] == {"sgd": 4, "oneshot": 2}

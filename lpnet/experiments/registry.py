@@ -18,6 +18,7 @@ _ROWS = (
     (13, "peaks", "Peaks: an unstable, a medium and a stable network"),
     (14, "ellipses", "Ellipses: 2D Hamiltonian networks from 2 to 1024 layers"),
     (15, "swissroll", "The swiss roll from few layers to 1024"),
+    (16, "parallel", "Layer parallelism: cycles that do not grow with N, and scaling"),
 )
 
 REGISTRY: dict[str, Experiment] = {name: Experiment(number, name, title) for number, name, title in _ROWS}

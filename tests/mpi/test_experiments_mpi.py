@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lpnet.experiments import REGISTRY, Context
+from lpnet.experiments import REGISTRY, Context, bidiagonal
 from lpnet.experiments.folder import plain
 from lpnet.slab import Comm
 
@@ -24,3 +25,12 @@ def same(one: Any, other: Any) -> bool:
 def test_numbers_do_not_depend_on_the_ranks(name: str, comm: Comm) -> None:
     found, alone = (plain(REGISTRY[name].run(Context(ranks, quick=True)).numbers) for ranks in (comm, Comm()))
     assert same(found, alone)
+
+
+@pytest.mark.parametrize("layers", [64, 72])
+def test_residuals_of_mgrit(layers: int, comm: Comm) -> None:
+    options = bidiagonal.mgrit(8, 3)
+    one, residuals = bidiagonal.solved(Context(Comm()), layers, 1.0, options)
+    many, found = bidiagonal.solved(Context(comm), layers, 1.0, options)
+    assert np.abs(many - one).max() < 1e-14
+    assert found == pytest.approx(residuals, rel=1e-12, abs=1e-16)
