@@ -25,13 +25,14 @@ def newton(
     penalties: Sequence[Penalty] = (),
     lr: float = 1.0,
     iterations: int = 20,
-    tol: float = 1e-2,
+    tol: float = 0.1,
+    radius: float = 2.0,
     cap: float = 1.0,
     preconditioner: Literal["dct", "none"] = "dct",
 ) -> GaussNewton:
     """Gauss–Newton from the options of the configuration, for cross entropy and some penalties."""
     chosen: Literal["dct"] | None = "dct" if preconditioner == "dct" else None
-    return GaussNewton(net, lr, penalties, pcg=PCG(iterations, tol), cap=cap, preconditioner=chosen)
+    return GaussNewton(net, lr, penalties, pcg=PCG(iterations, tol, radius), cap=cap, preconditioner=chosen)
 
 
 # Those of torch that act on each number by itself, so that a slab of layers can be updated without the others, and our
@@ -77,7 +78,8 @@ class Optimizer:
         formula: of ncg: polak_ribiere or fletcher_reeves. Default polak_ribiere.
         restart: of ncg: steps after which it begins anew. Default: never for that reason.
         iterations: of gauss_newton: of the inner solve, at most. Default 20.
-        tol: of gauss_newton: relative residual that ends the inner solve. Default 1e-2.
+        tol: of gauss_newton: relative residual that ends the inner solve. Default 0.1.
+        radius: of gauss_newton: bound on a step, in a norm that does not depend on the number of layers. Default 2.
         cap: of gauss_newton: largest entry of a step. Default 1.
         preconditioner: of gauss_newton: dct (the d/dt regulariser, by a cosine transform along the layers) or none.
             Default dct.
@@ -98,6 +100,7 @@ class Optimizer:
     restart: int | None = None
     iterations: int | None = None
     tol: float | None = None
+    radius: float | None = None
     cap: float | None = None
     preconditioner: Literal["dct", "none"] | None = None
 
@@ -112,6 +115,7 @@ class Optimizer:
             number(f"optimizer.{key}", getattr(self, key), 0.0, 1.0)
         for key in WHOLE:
             whole(f"optimizer.{key}", getattr(self, key), 1)
+        positive("optimizer.radius", self.radius)
         positive("optimizer.cap", self.cap)
         require(self.tol != 1, "optimizer.tol", self.tol, "a number of at least 0 and below 1")
         for key, names in CHOICES.items():

@@ -29,11 +29,11 @@ def test_their_defaults_are_those_of_the_classes(name: str) -> None:
 
 def test_options_of_gauss_newton() -> None:
     net = network(2)
-    options = Optimizer(name="gauss_newton", lr=1.0, iterations=7, tol=0.1, cap=0.5, preconditioner="none")
+    options = Optimizer(name="gauss_newton", lr=1.0, iterations=7, tol=0.2, radius=3.0, cap=0.5, preconditioner="none")
     penalty = Tikhonov(net[1], 0.1)
     made = make_optimizer(options, net, [penalty])
     assert isinstance(made, GaussNewton)
-    assert (made.pcg, made.cap, made.preconditioner, made.penalties) == (PCG(7, 0.1), 0.5, None, (penalty,))
+    assert (made.pcg, made.cap, made.preconditioner, made.penalties) == (PCG(7, 0.2, 3.0), 0.5, None, (penalty,))
 
 
 @pytest.mark.parametrize("name", SEARCHING)
@@ -51,6 +51,7 @@ def test_their_rate_is_one_unless_it_is_given(name: str) -> None:
         ("iterations", {"name": "gauss_newton", "iterations": 0}),
         ("iterations", {"name": "adam", "iterations": 3}),
         ("tol", {"name": "gauss_newton", "tol": 1.0}),
+        ("radius", {"name": "gauss_newton", "radius": 0.0}),
         ("cap", {"name": "gauss_newton", "cap": 0.0}),
         ("preconditioner", {"name": "gauss_newton", "preconditioner": "jacobi"}),
         ("clip", {"name": "gauss_newton", "clip": 1.0}),

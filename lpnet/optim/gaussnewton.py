@@ -4,6 +4,12 @@
     p ← p min(1, cap / |p|_∞)
     θ ← θ + a p   with a from a line search on the same batch
 
+A radius of the inner solve keeps p where the model can be trusted, in the norm of the preconditioner,
+|p|²_M = |p_ends|² + T ∫|p_θ|² dt + α ∫|p_θ'|² dt, which does not depend on the number of layers. It is the same at each
+step, so that nothing has to be kept. Measured on three seeds each, after 100 units of work: a radius of 2 and tol = 0.1
+reach 0.3 to 0.5 (peaks, width 8, 16 layers), 0.06 to 0.2 (ellipses) and 0.01 to 0.96 (swissroll, both Hamiltonian of
+width 4 with 32 layers) of the objective that the published cap alone with tol = 0.01 reaches.
+
 Work is told in units of a gradient: a forward and an adjoint solve are 1, a product with B is 1 (one linearised forward
 solve, one adjoint solve), an evaluation of F is ½.
 
@@ -32,7 +38,7 @@ from lpnet.optim.vector import Vector
 from lpnet.regularizers import Penalty
 
 _ARMIJO = Armijo(decrease=1e-3, most=10)
-_PCG = PCG()
+_PCG = PCG(tol=0.1, radius=2.0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class GaussNewton(torch.optim.Optimizer):
         lr: the step length that is tried first.
         penalties: are added to the loss, and are part of the model.
         loss: (output, label) -> scalar, differentiable twice in the output; convex in it, so that B is positive.
-        pcg: the inner solve.
+        pcg: the inner solve; its default has a radius, unlike that of `PCG`.
         search: line search.
         cap: on the largest entry of a step.
         preconditioner: of the inner solve: "dct" (the regulariser of the trunk's weights in time, see
