@@ -38,6 +38,7 @@ HARMLESS = 10.0
 """Growth over all layers that a stepper without any stable interval may have before it is worth a warning."""
 
 _SEARCHED, _TOLERANCE = 20.0, 1e-7  # limits are looked for up to here; a double root moves by the root of rounding
+_ROUNDING = 1e-11  # what a single root may move
 
 
 def amplification(stepper: Stepper, z: npt.ArrayLike) -> Complex:
@@ -79,14 +80,15 @@ def limit(stepper: Stepper, spectrum: str = "imaginary") -> float:
     """The largest s such that hλ = is (or −s for spectrum "real") and all before it are stable; 0: none at all."""
     direction = 1j if spectrum == "imaginary" else -1.0
 
-    def stable(s: float) -> bool:
-        return bool(radius(stepper, s * direction)[0] <= 1 + _TOLERANCE)
+    def stable(s: float, tolerance: float = _TOLERANCE) -> bool:
+        return bool(radius(stepper, s * direction)[0] <= 1 + tolerance)
 
     grid = np.arange(1, 100 * _SEARCHED + 1) / 100
     first = next((float(s) for s in grid if not stable(s)), math.inf)
     if first in (grid[0], math.inf):
         return 0.0 if first == grid[0] else math.inf
-    return _bisect(stable, first - 0.01, first)
+    found = _bisect(stable, first - 0.01, first)
+    return found if stable(found / 2, _ROUNDING) else 0.0  # such as Heun's, which grows by a power of s from 0 on
 
 
 def _bisect(stable: Callable[[float], bool], low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""The README's library example runs as it stands, and learns what it should."""
+"""The README's library examples run as they stand, and learn what they should."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_example_runs():
-    code, oneshot = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+def test_the_examples_run() -> None:
+    code, oneshot, stepper = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     found: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(compile(code, "README.md", "exec"), found)
@@ -20,3 +20,7 @@ def test_the_example_runs():
     exec(compile(oneshot, "README.md", "exec"), found)
     assert found["done"].loss < before
     assert found["done"].gradient_error < 0.2
+    exec(compile(stepper, "README.md", "exec"), found)
+    assert found["report"].accepted
+    assert found["report"].after < found["report"].before
+    assert found["lpnet"].check(found["lpnet"].dynamics.Antisymmetric(width=16), found["Heun"]()).ok

@@ -36,7 +36,6 @@ def run(context: Context) -> Result:
     numbers = {
         "limit": {name: _limit(REGISTRY[name]()) for name in names},
         "known_limit": {name: KNOWN[name] for name in names},
-        "stated_limit": {name: REGISTRY[name]().imaginary_limit for name in names},
         "size_at_end": {w: {name: float(row[-1]) for name, row in of.items()} for w, of in sizes.items()},
         "largest_size": {w: {name: float(row.max()) for name, row in of.items()} for w, of in sizes.items()},
     }

@@ -30,7 +30,6 @@ class AB3(Stepper):
     """
 
     memory: ClassVar[int] = 3
-    imaginary_limit: ClassVar[float] = 0.72363
 
     @property
     def order(self) -> int:

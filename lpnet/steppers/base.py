@@ -89,8 +89,8 @@ class Stepper:
     """Base of all steppers.
 
     Class constants: `memory` (slots of the state), `terms` of the dynamics that are used, `reversible` (the step can be
-    undone from its result alone), `continuous` (the continuous adjoint can be discretised), `takes_passes` (its coarse
-    step is an iteration), and `imaginary_limit`, the largest hω for which y' = iωy does not grow.
+    undone from its result alone), `continuous` (the continuous adjoint can be discretised), and `takes_passes` (its
+    coarse step is an iteration). The steps that are stable follow from the program, see `lpnet.stability`.
     """
 
     memory: ClassVar[int] = 1
@@ -98,7 +98,6 @@ class Stepper:
     reversible: ClassVar[bool] = False
     continuous: ClassVar[bool] = False
     takes_passes: ClassVar[bool] = False
-    imaginary_limit: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -22,7 +21,6 @@ class RK4(Stepper):
     Source: Kutta, Beitrag zur näherungsweisen Integration totaler Differentialgleichungen (1901).
     """
 
-    imaginary_limit: ClassVar[float] = 2 * 2**0.5
 
     @property
     def order(self) -> int:

@@ -25,7 +25,6 @@ class Staggered(Stepper):
     start: Literal["half", "zero"] = "half"
     memory: ClassVar[int] = 2
     reversible: ClassVar[bool] = True
-    imaginary_limit: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         if self.start not in ("half", "zero"):
