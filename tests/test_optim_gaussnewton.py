@@ -89,6 +89,15 @@ def test_training_and_its_reports() -> None:
     assert gn.report is report
 
 
+def test_in_single_precision() -> None:
+    net = chain().float()
+    net[1].forward_solver = net[1].adjoint_solver = lpnet.MGRIT(coarsening=2, cycles=1)
+    gn, x = GaussNewton(net, penalties=[Tikhonov(net[1], 1e-3)]), normal(6, 2).float()
+    reports = [gn.step_on(x, LABEL) for _ in range(8)]
+    assert all(r.accepted and r.after < r.before for r in reports)
+    assert reports[-1].after < 0.3
+
+
 def test_nothing_is_kept_from_step_to_step() -> None:
     runs = []
     for fresh in (False, True):

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from descent import flat
-from reference import normal, trunk
+from reference import F64, normal, trunk
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from lpnet import Controls, InputError
-from lpnet.optim import DCT
+from lpnet.optim import DCT, PCG, Problem
 from lpnet.optim.precondition import matched
 from lpnet.regularizers import Tikhonov, TimeDerivative
 from lpnet.slab import Comm
@@ -52,6 +54,21 @@ def test_that_of_the_penalties() -> None:
     penalties = [Tikhonov(one, 0.2), TimeDerivative(one, 0.5), TimeDerivative(one, 0.25), TimeDerivative(other, 9.0)]
     made = matched(one, list(one.theta.values()), penalties)
     np.testing.assert_allclose(made.values, DCT(one, 0.75, 3.2 * one.h).values)
+
+
+def test_iterations_do_not_grow_with_the_layers() -> None:
+    """Where the regulariser is strong. Without it they do."""
+    found: dict[bool, list[int]] = {True: [], False: []}
+    for layers in (8, 32):
+        net = nn.Sequential(trunk("dense", layers, width=3, comm=Comm(), init="constant"))
+        model = Problem(net, normal(8, 3), normal(8, 3, seed=1), mse_loss, [TimeDerivative(net[0], 0.3)]).linearize()
+        g = [t * torch.linspace(-1, 1, layers, dtype=F64).view(-1, *[1] * (t.ndim - 1)) for t in model.gradient]
+        theta = list(net.parameters())
+        for with_it, counts in found.items():
+            M = matched(net[0], theta, model.problem.penalties).apply if with_it else None
+            counts.append(PCG(100, 1e-3).solve(model.product, g, theta, M)[1].iterations)
+    (few, more), (few_without, more_without) = found[True], found[False]
+    assert more <= few < few_without < more_without == 100
 
 
 @pytest.mark.parametrize(("key", "more"), [("alpha", (-1.0, 0.1)), ("alpha", (math.nan, 0.1)), ("shift", (1.0, 0.0))])

@@ -13,7 +13,7 @@ from reference import F64, normal, trunk
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from lpnet import InputError
+from lpnet import MGRIT, Adaptive, InputError
 from lpnet.optim import Problem, split
 from lpnet.regularizers import Tikhonov
 from lpnet.slab import Comm
@@ -132,6 +132,22 @@ def test_nothing_is_left_behind() -> None:
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), before.values(), strict=True))
     assert not any(t.requires_grad for t in [*model.gradient, *model.product(model.gradient)])
+
+
+@pytest.mark.parametrize("initial", ["coarse", "tau", "warm", "constant"])
+@pytest.mark.parametrize("control", [None, Adaptive(0.1)])
+def test_values_and_models_are_of_one_function(initial: Any, control: Any) -> None:
+    """By solvers that are far from exact, and start from what steps before have left."""
+    solver = MGRIT(coarsening=3, cycles=1, initial=initial)
+    net = chain(12, forward=solver, adjoint=solver, control=control)
+    for seed in range(2):
+        cross_entropy(net(normal(6, 2, seed=seed)), LABEL).backward()
+    given = problem(net)
+    model = given.linearize()
+    values = [given.value(), model.value, given.linearize().value, given.value()]
+    assert values == pytest.approx([values[0]] * 4, rel=1e-14)
+    twin = problem(net)
+    assert twin.value() == pytest.approx(values[0], rel=1e-14)  # nothing was left behind
 
 
 def test_a_known_gradient_is_taken_as_it_is() -> None:
