@@ -110,3 +110,14 @@ def test_mgrit_needs_few_cycles_and_everything_else_one_for_each_block() -> None
     assert set(strong["time"]["serial"]) == {3 * 1024}
     assert all(b < a for a, b in zip(strong["time"]["sgd"], strong["time"]["oneshot"], strict=True))
     assert strong["faster_than_serial_from"] == {"sgd": 4, "oneshot": 2}
+
+
+def test_training_in_parallel_follows_the_serial_curve_with_less_work() -> None:
+    found = numbers("training")
+    serial, sgd, oneshot = (found["methods"][name] for name in ("serial", "sgd", "oneshot"))
+    assert max(found["largest_loss_difference"].values()) < 0.01
+    assert abs(sgd["validation_accuracy"] - serial["validation_accuracy"]) < 0.01
+    assert abs(oneshot["validation_accuracy"] - serial["validation_accuracy"]) < 0.01
+    assert serial["evaluations_a_step"] == 3 * found["layers"]
+    assert max(sgd["evaluations_a_step"], oneshot["evaluations_a_step"]) < 0.5 * serial["evaluations_a_step"]
+    assert serial["largest_gradient_error"] == 0

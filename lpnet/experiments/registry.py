@@ -19,6 +19,7 @@ _ROWS = (
     (14, "ellipses", "Ellipses: 2D Hamiltonian networks from 2 to 1024 layers"),
     (15, "swissroll", "The swiss roll from few layers to 1024"),
     (16, "parallel", "Layer parallelism: cycles that do not grow with N, and scaling"),
+    (17, "training", "Training in parallel over the layers: the serial curve in less time"),
 )
 
 REGISTRY: dict[str, Experiment] = {name: Experiment(number, name, title) for number, name, title in _ROWS}
