@@ -76,7 +76,7 @@ class Descent:
 
     Args:
         net: any module with `lpnet.LayerParallel` in it, each called once per evaluation.
-        optimizer: elementwise (see `lpnet.sharded`), or one of `lpnet.optim`.
+        optimizer: elementwise (see `lpnet.sharded`), or one of `lpnet.optim`; made for this net if it takes a net.
         loss: (output, label) -> scalar, the mean over the examples; `GaussNewton` has it already, with its penalties,
             and whatever is given here has to be the same function.
 
@@ -90,8 +90,9 @@ class Descent:
                 raise InputError(f"{key}: {given!r} given, a torch {kind.__name__} allowed")
         if not callable(loss):
             raise InputError(f"loss: {loss!r} given, a function (output, label) -> scalar allowed")
-        if isinstance(optimizer, GaussNewton) and loss is cross_entropy:
-            loss = optimizer.objective
+        if isinstance(optimizer, GaussNewton):
+            net = optimizer.net  # without a classifier that the optimizer solves for by itself
+            loss = optimizer.objective if loss is cross_entropy else loss
         self.net, self.optimizer, self.loss = net, optimizer, loss
         self.trunks = trunks(net)
         if not self.trunks:

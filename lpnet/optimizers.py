@@ -13,26 +13,31 @@ import torch
 from torch import nn
 
 from lpnet.choices import defaults_of, number, one_of, owned, positive, require, whole
-from lpnet.optim import LBFGS, PCG, GaussNewton, NonlinearCG
+from lpnet.optim import LBFGS, PCG, BlockCoordinateDescent, GaussNewton, NonlinearCG, VariableProjection
 from lpnet.regularizers import Penalty
 
 WHOLE = ("memory", "restart", "iterations")
 CHOICES = {"formula": ("polak_ribiere", "fletcher_reeves"), "preconditioner": ("dct", "none")}
 
 
-def newton(
-    net: nn.Module,
-    penalties: Sequence[Penalty] = (),
-    lr: float = 1.0,
-    iterations: int = 20,
-    tol: float = 0.1,
-    radius: float = 2.0,
-    cap: float = 1.0,
-    preconditioner: Literal["dct", "none"] = "dct",
-) -> GaussNewton:
-    """Gauss–Newton from the options of the configuration, for cross entropy and some penalties."""
-    chosen: Literal["dct"] | None = "dct" if preconditioner == "dct" else None
-    return GaussNewton(net, lr, penalties, pcg=PCG(iterations, tol, radius), cap=cap, preconditioner=chosen)
+def newton(kind: Callable[..., GaussNewton]) -> Callable[..., GaussNewton]:
+    """A method of Gauss–Newton from the options of the configuration, for cross entropy and some penalties."""
+
+    def made(
+        net: nn.Module,
+        penalties: Sequence[Penalty] = (),
+        lr: float = 1.0,
+        iterations: int = 20,
+        tol: float = 0.1,
+        radius: float = 2.0,
+        cap: float = 1.0,
+        preconditioner: Literal["dct", "none"] = "dct",
+    ) -> GaussNewton:
+        chosen = "dct" if preconditioner == "dct" else None
+        pcg = PCG(iterations, tol, radius)
+        return kind(net, penalties=penalties, lr=lr, pcg=pcg, cap=cap, preconditioner=chosen)
+
+    return made
 
 
 # Those of torch that act on each number by itself, so that a slab of layers can be updated without the others, and our
@@ -51,10 +56,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "asgd": torch.optim.ASGD,
     "lbfgs": LBFGS,
     "ncg": NonlinearCG,
-    "gauss_newton": newton,
+    "gauss_newton": newton(GaussNewton),
+    "bcd": newton(BlockCoordinateDescent),
+    "varpro": newton(VariableProjection),
 }
 
-SEARCHING = ("lbfgs", "ncg", "gauss_newton")
+NEWTON = ("gauss_newton", "bcd", "varpro")
+"""Those that take a network and its penalties, not its parameters."""
+
+SEARCHING = ("lbfgs", "ncg", *NEWTON)
 """Those with a line search: their learning rate is the first step that it tries, and 1 is usual."""
 
 
@@ -64,8 +74,10 @@ class Optimizer:
 
     Args:
         name: adam, adamw, sgd, rmsprop, adamax, nadam, radam, adagrad, adadelta, rprop, asgd, lbfgs,
-            ncg (nonlinear conjugate gradients), gauss_newton (with an inner solve by conjugate gradients).
-        lr: learning rate (lbfgs, ncg, gauss_newton: the first step that the line search tries, 1 is usual).
+            ncg (nonlinear conjugate gradients), gauss_newton (with an inner solve by conjugate gradients), and for full
+            batches bcd (block coordinate descent: gauss_newton, and the classifier solved for in turn) and varpro
+            (variable projection: gauss_newton with the classifier eliminated).
+        lr: learning rate (lbfgs, ncg, gauss_newton, bcd, varpro: the first step of the line search, 1 is usual).
         weight_decay: weight decay.
         clip: largest norm of the whole gradient, beyond which it is scaled down; null: never.
         momentum: of sgd and rmsprop.
@@ -77,12 +89,12 @@ class Optimizer:
         memory: of lbfgs: number of pairs of updates that are kept. Default 10.
         formula: of ncg: polak_ribiere or fletcher_reeves. Default polak_ribiere.
         restart: of ncg: steps after which it begins anew. Default: never for that reason.
-        iterations: of gauss_newton: of the inner solve, at most. Default 20.
-        tol: of gauss_newton: relative residual that ends the inner solve. Default 0.1.
-        radius: of gauss_newton: bound on a step, in a norm that does not depend on the number of layers. Default 2.
-        cap: of gauss_newton: largest entry of a step. Default 1.
-        preconditioner: of gauss_newton: dct (the d/dt regulariser, by a cosine transform along the layers) or none.
-            Default dct.
+        iterations: of gauss_newton, bcd, varpro: of the inner solve, at most. Default 20.
+        tol: of gauss_newton, bcd, varpro: relative residual that ends the inner solve. Default 0.1.
+        radius: of gauss_newton, bcd, varpro: bound on a step, in a norm that is that of any number of layers. Default 2.
+        cap: of gauss_newton, bcd, varpro: largest entry of a step. Default 1.
+        preconditioner: of gauss_newton, bcd, varpro: dct (the d/dt regulariser, by a cosine transform along the layers)
+            or none. Default dct.
     """
 
     name: str = "adam"

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from descent import closure_of
 from reference import F64, error, normal
 from torch import Tensor, nn
 
-import lpnet
-from lpnet import MGRIT, InputError, regularizers
-from lpnet.optim import LBFGS, PCG, Armijo, Problem, Reduced, VariableProjection, classifier
+from lpnet import MGRIT, InputError, Serial, regularizers
+from lpnet.oneshot import Descent, OneShot
+from lpnet.optim import LBFGS, PCG, Armijo, BlockCoordinateDescent, Problem, Reduced, VariableProjection, classifier
 from lpnet.optim.head import divide
 from lpnet.optim.varpro import Eliminated
 
@@ -143,9 +144,43 @@ def test_lbfgs_on_the_reduced_objective_descends_to_a_stationary_point_of_both_b
 def test_simultaneous_training_takes_the_reduced_objective() -> None:
     net = network(16, forward=MGRIT(coarsening=4), adjoint=MGRIT(coarsening=4))
     reduced = Reduced(net)
-    oneshot = lpnet.OneShot(reduced.net, torch.optim.Adam(reduced.parameters, lr=1e-2), loss=reduced.loss)
+    oneshot = OneShot(reduced.net, torch.optim.Adam(reduced.parameters, lr=1e-2), loss=reduced.loss)
     losses = [oneshot.step(X, LABEL).loss for _ in range(10)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("kind", [VariableProjection, BlockCoordinateDescent])
+@pytest.mark.parametrize("solver", [Serial(), MGRIT(coarsening=4, cycles=1)])
+def test_descent_takes_the_steps_of_the_optimizer(kind: Any, solver: Any) -> None:
+    """From the second step on: block coordinate descent begins with a classifier that is not the best."""
+    net = network(16, forward=solver, adjoint=solver)
+    classifier.solve(net[:2](X).detach(), LABEL, net[2], (DECAY, DECAY))
+    twin = copy.deepcopy(net)
+    run, alone = Descent(net, kind(net, penalties(net))), kind(twin, penalties(twin))
+    for _ in range(3):
+        progress, report = run.step(X, LABEL), alone.step_on(X, LABEL)
+        assert progress.loss == pytest.approx(report.before, rel=1e-10)
+        mine = run.optimizer.report
+        assert (mine.pcg.iterations, mine.evaluations) == (report.pcg.iterations, report.evaluations)
+        assert mine.after == pytest.approx(report.after, rel=1e-7)
+        assert mine.work == report.work - 0.5  # the adjoint is that of the evaluation
+    with torch.no_grad():
+        assert classifier.solve(net[:2](X), LABEL, net[2], (DECAY, DECAY)).steps == 0
+
+
+def test_variable_projection_as_one_shot_update() -> None:
+    """To about the objective of the exact chain."""
+    found = []
+    for solver in (MGRIT(coarsening=4), Serial()):
+        net = network(16, forward=solver, adjoint=solver)
+        method = Descent if isinstance(solver, Serial) else OneShot
+        run = method(net, VariableProjection(net, penalties(net)))
+        for _ in range(5):
+            run.step(X, LABEL)
+        slow = Flat(net)
+        found.append(slow(slow.theta, classifier.stacked(net[2])).item())
+    assert found[0] < 0.3
+    assert found[0] < 1.5 * found[1]
 
 
 def test_a_trial_step_that_is_not_finite_counts_as_no_decrease() -> None:

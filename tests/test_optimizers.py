@@ -7,7 +7,7 @@ from small_training import network
 
 from lpnet.commandline import parse
 from lpnet.errors import InputError
-from lpnet.optim import LBFGS, PCG, GaussNewton, NonlinearCG
+from lpnet.optim import LBFGS, PCG, BlockCoordinateDescent, GaussNewton, NonlinearCG, VariableProjection
 from lpnet.optimizers import SEARCHING, Optimizer, optimizer_options
 from lpnet.regularizers import Tikhonov
 from lpnet.training.updates import make_optimizer
@@ -19,11 +19,13 @@ def test_their_defaults_are_those_of_the_classes(name: str) -> None:
     assert set(options.given()) <= set(optimizer_options(name))
     net = network(2)
     made = make_optimizer(options, net)
-    plain = {"lbfgs": LBFGS, "ncg": NonlinearCG, "gauss_newton": GaussNewton}[name]
-    expected = plain(net if name == "gauss_newton" else net.parameters(), lr=0.5)
+    newton = {"gauss_newton": GaussNewton, "bcd": BlockCoordinateDescent, "varpro": VariableProjection}
+    plain: Any = {"lbfgs": LBFGS, "ncg": NonlinearCG, **newton}[name]
+    expected = plain(net if name in newton else net.parameters(), lr=0.5)
     assert type(made) is plain
     assert made.defaults == expected.defaults
-    for key in ("pcg", "cap", "search", "preconditioner", "loss"):
+    assert type(getattr(made, "loss", None)) is type(getattr(expected, "loss", None))
+    for key in ("pcg", "cap", "search", "preconditioner"):
         assert getattr(made, key, None) == getattr(expected, key, None)
 
 

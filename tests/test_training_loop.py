@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from small_runs import WILD, Silent, network
 
-from lpnet import slab
+from lpnet import regularizers, slab
 from lpnet.commandline import parse
 from lpnet.errors import NonFiniteError
 from lpnet.network import Examples, build
+from lpnet.optim import classifier
 from lpnet.training.loop import evaluate, fit
+
+EXACT = tuple(f"--solver.{way}.{key}" for way in ("forward", "adjoint") for key in ("kind=serial", "coarsening=null"))
 
 
 @pytest.mark.parametrize("batch", ["null", "100"])
@@ -31,14 +35,27 @@ def test_it_learns(batch: str) -> None:
     assert after["val_accuracy"] == evaluate(net, examples)["val_accuracy"]
 
 
+@pytest.mark.parametrize("name", ["bcd", "varpro"])
+def test_the_classifier_is_solved_for_after_each_step(name: str) -> None:
+    given = ("--regularizer.classifier=0.01", "--regularizer.ddt=0.01", "--training.batch=null", "--schedule.warmup=0")
+    net, examples = network(*EXACT, f"--optimizer.name={name}", *given)
+    log = Silent()
+    record = fit(net, examples, log)
+    values = [r["loss"] for r in log.records]
+    assert all(b < a for a, b in pairwise(values))
+    with torch.no_grad():
+        features = net.trunk(net.opening(examples.train_x))
+        assert classifier.solve(features, examples.train_y, net.classifier, 0.01).steps == 0
+        decay = 0.005 * net.classifier.weight.square().sum() + regularizers.TimeDerivative(net.trunk, 0.01)()
+    assert log.records[0]["cross_entropy"] < values[0]
+    assert record["train_loss"] + decay.item() < values[-1]
+
+
 def test_losses_of_converged_solves_are_those_of_plain_autograd() -> None:
     """The slow, obvious twin: torch's own modules, autograd and optimizer."""
-    exact = tuple(
-        f"--solver.{way}.{key}" for way in ("forward", "adjoint") for key in ("kind=serial", "coarsening=null")
-    )
     given = ("--regularizer.tikhonov=0.01", "--regularizer.ddt=0.02", "--regularizer.classifier=0.03")
     steady = ("--training.batch=null", "--optimizer.clip=0.5", "--schedule.name=constant", "--schedule.warmup=0")
-    net, examples = network(*exact, *given, *steady)
+    net, examples = network(*EXACT, *given, *steady)
     plain, config = net.as_sequential(), net.config
     log = Silent()
     fit(net, examples, log)

@@ -5,6 +5,7 @@
 E is convex in M (`lpnet.optim.softmax`), and cheap: no layer is evaluated for it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,19 +79,24 @@ class Misfit:
 
     Attributes:
         report: of the last solve of the classifier, None before the first.
+        cross_entropy: the last E without weight decay.
     """
 
     def __init__(self, head: Head, tol: float = 1e-8, most: int = 50) -> None:
         classifier.check(tol, most)
         self.head, self.tol, self.most = head, tol, most
         self.report: classifier.Report | None = None
+        self.cross_entropy = math.nan
 
     def __call__(self, features: Tensor, label: Tensor) -> Tensor:
         """E, differentiable in the features; NaN where these are not finite. Collective."""
         if not torch.isfinite(features).all():
             return features.double().sum() * torch.nan
         problem = self._problem(features, label)
-        return problem.of(features, self._weights(problem))
+        M = self._weights(problem)
+        value = problem.of(features, M)
+        self.cross_entropy = value.item() - problem.decay(M)
+        return value
 
     def linearize(self, features: Tensor, label: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """∇E, like the features, and δy -> (∇²E) δy or its model; collective."""

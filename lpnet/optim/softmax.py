@@ -87,7 +87,11 @@ class Softmax:
 
     def _value(self, M: Tensor, u: Tensor) -> Tensor:
         misfit = (torch.logsumexp(u, dim=1) - (self.c * u).sum(1)).mean()
-        return misfit + 0.5 * (M.square() @ self.alpha).sum()
+        return misfit + self.decay(M)
+
+    def decay(self, M: Tensor) -> float:
+        """½ Σ_k α_k |M_k|²."""
+        return 0.5 * float((M.square() @ self.alpha).sum())
 
     def at(self, M: Tensor) -> Point:
         """Value and gradient."""

@@ -24,6 +24,8 @@ from lpnet.data import DataSet
 from lpnet.errors import NonFiniteError
 from lpnet.network import Network
 from lpnet.oneshot import Descent, OneShot, Progress
+from lpnet.optim import GaussNewton
+from lpnet.optim.head import Misfit
 from lpnet.regularizers import Penalty
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.training.updates import make_optimizer, make_schedule
@@ -127,7 +129,7 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
     """
     config, options = net.config, net.config.training
     course = Course.of(net, data) if course is None else course
-    objective = Objective(net)
+    objective = Objective(net, course.optimizer)
     descent = descent_of(net, course.optimizer, objective, len(data.train_y))
     record: Record = {}
     good = _copies(net)
@@ -173,15 +175,20 @@ def _ended(course: Course) -> str:
 
 
 class Objective:
-    """Cross entropy and regularisers; `fitting` is the last cross entropy alone."""
+    """Cross entropy and regularisers; `fitting` is the last cross entropy alone.
 
-    def __init__(self, net: Network) -> None:
-        self.penalties, self.fitting = penalties_of(net), math.nan
+    A function of the logits, or of the features where the optimizer takes care of the classifier.
+    """
 
-    def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
-        fitting = cross_entropy(logits, label)
-        self.fitting = fitting.item()
-        return sum((penalty() for penalty in self.penalties), fitting)
+    def __init__(self, net: Network, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.penalties, self.fitting, self.misfit = penalties_of(net), math.nan, None
+        if isinstance(optimizer, GaussNewton) and isinstance(optimizer.loss, Misfit):
+            self.penalties, self.misfit = list(optimizer.penalties), optimizer.loss
+
+    def __call__(self, output: Tensor, label: Tensor) -> Tensor:
+        loss = cross_entropy(output, label) if self.misfit is None else self.misfit(output, label)
+        self.fitting = loss.item() if self.misfit is None else self.misfit.cross_entropy
+        return sum((penalty() for penalty in self.penalties), loss)
 
 
 def descent_of(net: Network, optimizer: torch.optim.Optimizer, loss: Objective, examples: int) -> Descent:

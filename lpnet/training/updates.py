@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from lpnet.choices import Schedule
-from lpnet.optimizers import OPTIMIZERS, Optimizer, newton
+from lpnet.optimizers import NEWTON, OPTIMIZERS, Optimizer
 from lpnet.regularizers import Penalty
 
 
 def make_optimizer(
     options: Optimizer, of: nn.Module | Iterable[Tensor], penalties: Sequence[Penalty] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer with these options, for a network and its penalties (or for parameters, but for gauss_newton)."""
+    """The optimizer with these options, for a network and its penalties (or parameters, where it takes no network)."""
     kind = OPTIMIZERS[options.name]
-    if kind is newton and isinstance(of, nn.Module):
-        return newton(of, penalties, **options.given())
+    if options.name in NEWTON:
+        return kind(of, penalties, **options.given())
     return kind(of.parameters() if isinstance(of, nn.Module) else of, **options.given())
 
 
