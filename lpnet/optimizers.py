@@ -91,10 +91,10 @@ class Optimizer:
         restart: of ncg: steps after which it begins anew. Default: never for that reason.
         iterations: of gauss_newton, bcd, varpro: of the inner solve, at most. Default 20.
         tol: of gauss_newton, bcd, varpro: relative residual that ends the inner solve. Default 0.1.
-        radius: of gauss_newton, bcd, varpro: bound on a step, in a norm that is that of any number of layers. Default 2.
+        radius: of gauss_newton, bcd, varpro: bound on a step, in a norm for any number of layers. Default 2.
         cap: of gauss_newton, bcd, varpro: largest entry of a step. Default 1.
-        preconditioner: of gauss_newton, bcd, varpro: dct (the d/dt regulariser, by a cosine transform along the layers)
-            or none. Default dct.
+        preconditioner: of gauss_newton, bcd, varpro: dct (the d/dt regulariser, by a cosine transform along the
+            layers) or none. Default dct.
     """
 
     name: str = "adam"

@@ -262,9 +262,10 @@ def main() -> None:
     one.add_argument("--json", help="write the table to this file")
     two = commands.add_parser("optimizers", help="objective against work and time of the optimizers")
     two.set_defaults(run=lambda args: optimizers(args, versions()))
-    for key, value in {"layers": 32, "work": 600, "seed": 0, "iterations": 10}.items():
+    for key, value in {"layers": 32, "work": 600, "seed": 0, "iterations": 20}.items():
         two.add_argument(f"--{key}", type=int, default=value)
     two.add_argument("--tol", type=float, default=0.1, help="of the inner solves, after at most so many --iterations")
+    two.add_argument("--radius", type=float, default=2.0, help="of the inner solves; 0: none")
     two.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     two.add_argument("--docs", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
     args = parser.parse_args()

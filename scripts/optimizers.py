@@ -179,7 +179,7 @@ def trained(name: str, task: Task, run: tuple[nn.Module, Run], most: float) -> C
 def raced(name: str, args: argparse.Namespace) -> list[Curve]:
     """All contestants on one problem; of the rates of Adam the best."""
     task = Task(PROBLEMS[name], args.layers, args.seed)
-    pcg = optim.PCG(args.iterations, args.tol)
+    pcg = optim.PCG(args.iterations, args.tol, args.radius or None)
     curves = [trained(key, task, make(), args.work) for key, make in contestants(task, pcg).items()]
     adam, others = curves[: len(ADAM)], curves[len(ADAM) :]
     for curve in curves:
@@ -221,7 +221,7 @@ def rounded(curve: Curve) -> dict[str, Any]:
 def optimizers(args: argparse.Namespace, about: dict[str, str]) -> None:
     """Run, print, and write the figures and the picture."""
     found = {name: raced(name, args) for name in args.problems}
-    keys = ("layers", "seed", "work", "iterations", "tol")
+    keys = ("layers", "seed", "work", "iterations", "tol", "radius")
     settings = {key: getattr(args, key) for key in keys} | {"rates of Adam": ADAM}
     problems = {name: asdict(PROBLEMS[name]) for name in found}
     curves = {name: [rounded(curve) for curve in several] for name, several in found.items()}
