@@ -24,7 +24,7 @@ from lpnet.choices import SCHEDULES, SOLVERS, solver_options
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
 from lpnet.errors import InputError
 from lpnet.launch import Answer
-from lpnet.optimizers import OPTIMIZERS, SEARCHING, optimizer_options
+from lpnet.optimizers import OPTIMIZERS, SEARCHING, WHOLE_BATCH, optimizer_options
 from lpnet.presets import PRESETS
 from lpnet.version import __version__
 
@@ -79,6 +79,8 @@ def overlay(lower: Flat, upper: Flat) -> Flat:
     before, after = lower["optimizer.name"], upper.get("optimizer.name", lower["optimizer.name"])
     if (after in SEARCHING) != (before in SEARCHING):  # a first step to try is not of the order of other rates
         undone["optimizer.lr"] = 1.0 if after in SEARCHING else defaults["optimizer.lr"]
+    if after in WHOLE_BATCH and before not in WHOLE_BATCH:
+        undone["training.batch"] = None
     for one, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if upper.get(one) is not None:
             undone[other] = None

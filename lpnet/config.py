@@ -29,7 +29,7 @@ from lpnet.dynamics.hamiltonian import FORMS
 from lpnet.errors import InputError
 from lpnet.multilevel import Multilevel, coarser
 from lpnet.oneshot import TOLERANCE
-from lpnet.optimizers import Optimizer
+from lpnet.optimizers import WHOLE_BATCH, Optimizer
 from lpnet.options import MGRIT
 from lpnet.propagator import Adjoint, Store, how_of
 from lpnet.sections import Control, OneShot, Regularizer, Run, Training
@@ -190,6 +190,9 @@ class Config:
                 except InputError as error:
                     raise InputError(f"solver.{key}.{error}") from None
 
+        name, batch = self.optimizer.name, self.training.batch
+        allowed = f"null with optimizer.name {name}, which takes all examples in each step,"
+        require(batch is None or name not in WHOLE_BATCH, "training.batch", batch, allowed)
         if self.training.method == "simultaneous":
             self.solver.check_simultaneous()
             require(not self.solver.auto, "solver.auto", True, "false with training.method simultaneous")

@@ -64,6 +64,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 NEWTON = ("gauss_newton", "bcd", "varpro")
 """Those that take a network and its penalties, not its parameters."""
 
+WHOLE_BATCH = ("bcd", "varpro")
+"""Those that solve for the classifier of the examples of a step, which has to be that of all examples."""
+
 SEARCHING = ("lbfgs", "ncg", *NEWTON)
 """Those with a line search: their learning rate is the first step that it tries, and 1 is usual."""
 

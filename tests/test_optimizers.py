@@ -1,5 +1,6 @@
 """The section optimizer of the configuration: those with a line search. The others are in test_config."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from small_training import network
 from lpnet.commandline import parse
 from lpnet.errors import InputError
 from lpnet.optim import LBFGS, PCG, BlockCoordinateDescent, GaussNewton, NonlinearCG, VariableProjection
-from lpnet.optimizers import SEARCHING, Optimizer, optimizer_options
+from lpnet.optimizers import SEARCHING, WHOLE_BATCH, Optimizer, optimizer_options
 from lpnet.regularizers import Tikhonov
 from lpnet.training.updates import make_optimizer
 
@@ -42,6 +43,21 @@ def test_options_of_gauss_newton() -> None:
 def test_their_rate_is_one_unless_it_is_given(name: str) -> None:
     assert parse(["peaks", f"--optimizer.name={name}"]).optimizer.lr == 1.0
     assert parse(["peaks", f"--optimizer.name={name}", "--optimizer.lr=0.3"]).optimizer.lr == 0.3
+
+
+@pytest.mark.parametrize("name", WHOLE_BATCH)
+def test_those_for_all_examples_take_no_batch(name: str, tmp_path: Path) -> None:
+    """That of a preset, which nobody gave, is taken back."""
+    assert parse(["digits"]).training.batch is not None
+    assert parse(["digits", f"--optimizer.name={name}"]).training.batch is None
+    assert parse(["digits", "--optimizer.name=gauss_newton"]).training.batch is not None
+    said = f"^training.batch: 32 given, null with optimizer.name {name}, which takes all examples in each step, allow"
+    with pytest.raises(InputError, match=said):
+        parse(["digits", f"--optimizer.name={name}", "--training.batch=32"])
+    given = tmp_path / "given.yaml"
+    given.write_text(f"optimizer: {{name: {name}}}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        parse(["digits", "--config", str(given), "--training.batch=32"])
 
 
 @pytest.mark.parametrize(
