@@ -23,7 +23,7 @@ from lpnet.experiments.models import F64
 from lpnet.multilevel import Cascade, Level, prolongate_net
 from lpnet.multilevel.prolong import only_trunk
 from lpnet.network import Pad
-from lpnet.optim import PCG, BlockCoordinateDescent, GaussNewton
+from lpnet.optim import PCG, BlockCoordinateDescent
 from lpnet.optim.gaussnewton import Report
 from lpnet.stack import generator
 
@@ -61,7 +61,6 @@ class Task:
     opening: str = "pad"
     pcg: tuple[int, float] = (20, 1e-2)
     enough: float = 1e-3
-    blocks: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -171,9 +170,8 @@ class Problem:
         self, net: Net, task: Task, steps: int, found: Course, watch: Callable[[Net, int, int], None] | None = None
     ) -> None:
         """Outer steps on one network, written down in `found`; collective."""
-        kind = BlockCoordinateDescent if task.blocks else GaussNewton
         iterations, tol = task.pcg
-        optimizer = kind(net, penalties=self.penalties(net, task), pcg=PCG(iterations, tol))
+        optimizer = BlockCoordinateDescent(net, penalties=self.penalties(net, task), pcg=PCG(iterations, tol))
         layers = only_trunk(net).layers
         for step in range(steps):
             report = optimizer.step_on(*self.train)
