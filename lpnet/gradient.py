@@ -126,8 +126,10 @@ class Propagate(torch.autograd.Function):
             trunk._last = Trial(schedule, step.guess)
         out, solution = step.forward(schedule.forward, tracked)
         trunk.info.forward = solution.info
-        trunk.info.control = trunk.info.control if trunk._again else None
-        trunk.info.schedules = [*(trunk.info.schedules if trunk._again else []), schedule]
+        if trunk._again is None:
+            trunk.info.control, trunk.info.schedules = None, [schedule]
+        elif trunk._again.keeps:  # a check, and no look at other weights
+            trunk.info.schedules = [*trunk.info.schedules, schedule]
         ctx.step, ctx.solution, ctx.schedule, ctx.controller = step, solution, schedule, controller
         ctx.save_for_backward(*theta)
         return step.unpacked(out)

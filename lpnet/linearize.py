@@ -80,6 +80,7 @@ class Linearization:
 
     Attributes:
         output: y_N, (batch, *features), on every rank.
+        schedule: solvers of it and of the products.
         info, product: what the forward solve and the last product did.
 
     Raises:
@@ -90,8 +91,8 @@ class Linearization:
         if trunk._engine.how.continuous:
             raise InputError("gradient: 'continuous' given, 'discrete' allowed where products with J and Jᵀ are needed")
         self.trunk, self._step = trunk, Step(trunk, y, copied=True)
-        self._schedule = schedule_of(trunk)
-        out, self._solution = self._step.forward(self._schedule.forward, True)
+        self.schedule = schedule_of(trunk)
+        out, self._solution = self._step.forward(self.schedule.forward, True)
         self.output = self._step.unpacked(out)
         self.info = self.product = self._solution.info
         self._solution.again = True
@@ -135,7 +136,7 @@ class Linearization:
         """
         self._check(bar, None)
         step, trunk = self._step, self.trunk
-        adjoint = trunk._engine.adjoint(self._prepared, self._solution, step._packed(bar), self._schedule.adjoint)
+        adjoint = trunk._engine.adjoint(self._prepared, self._solution, step._packed(bar), self.schedule.adjoint)
         out, self.product, _ = adjoint
         trunk.info.layer_evaluations += self.product.layers
         return step.unpacked(out), trunk._gradients(self._prepared)
@@ -150,7 +151,7 @@ class Linearization:
     # ---- the linearised forward solve ----------------------------------------------------------------------------
 
     def _solve(self, dot: Tensor, delta: Weights | None) -> Tensor | None:
-        options, engine = self._schedule.forward, self._engine
+        options, engine = self.schedule.forward, self._engine
         self._layers.deltas = None if delta is None else self.trunk._stack.directions(self._prepared.theta, delta)
         bounds = engine.ahead.levels(options) if isinstance(options, MGRIT) else []
         if len(bounds) < 2:

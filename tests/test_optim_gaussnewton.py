@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import lpnet
-from lpnet import InputError, NonFiniteError
-from lpnet.optim import PCG, Armijo, GaussNewton, Result
-from lpnet.regularizers import Tikhonov
+from lpnet import MGRIT, Adaptive, InputError, NonFiniteError
+from lpnet.optim import PCG, Armijo, GaussNewton, Result, VariableProjection
+from lpnet.regularizers import Quadratic, Tikhonov
 from lpnet.slab import Comm
 
 
@@ -183,3 +183,34 @@ def test_bad_input(key: str, more: dict[str, Any]) -> None:
 
 def test_the_default_search_is_armijo_with_the_step_length() -> None:
     assert GaussNewton(chain()).search == Armijo(decrease=1e-3, most=10)
+
+
+@pytest.mark.parametrize("method", [GaussNewton, VariableProjection])
+def test_the_gradient_is_under_error_control(method: Any) -> None:
+    """By solvers whose own gradient is wrong by more than the tolerance, which the step may not follow."""
+    solver, x = MGRIT(coarsening=8, cycles=0), normal(6, 2)
+    net = chain(64, T=10.0, forward=solver, adjoint=solver, control=Adaptive(0.05, every=1))
+    decay = [Quadratic([net[2].weight, net[2].bias], 0.1)]
+    gn = method(net, penalties=decay, search=Refusing(0), preconditioner=None, cap=1e6)
+    for step in range(2):
+        plain = flat(gn.problem(x, LABEL).linearize().gradient)
+        before = flat(gn.theta)
+        with lpnet.exact(net):
+            g = flat(gn.problem(x, LABEL).gradient()[1])
+        gn.search.left = 1
+        report, info = gn.step_on(x, LABEL), net[1].info
+        assert info.control is not None
+        assert info.control.checked or info.control.exact
+        assert report.fell_back
+        assert np.linalg.norm(before - flat(gn.theta) - g) < 0.05 * np.linalg.norm(g)
+        assert step or np.linalg.norm(plain - g) > 0.1 * np.linalg.norm(g)
+        last = 0.5 * (method is VariableProjection)
+        assert report.work == 0.5 + len(info.schedules) + report.pcg.iterations + 0.5 * report.evaluations + last
+
+
+def test_the_solvers_of_a_step_are_those_of_its_gradient() -> None:
+    net = chain()
+    gn = GaussNewton(net)
+    for _ in range(2):
+        gn.step_on(normal(6, 2), LABEL)
+        assert [s.forward for s in net[1].info.schedules] == [net[1].forward_solver]

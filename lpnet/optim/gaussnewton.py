@@ -11,7 +11,8 @@ reach 0.3 to 0.5 (peaks, width 8, 16 layers), 0.06 to 0.2 (ellipses) and 0.01 to
 width 4 with 32 layers) of the objective that the published cap alone with tol = 0.01 reaches.
 
 Work is told in units of a gradient: a forward and an adjoint solve are 1, a product with B is 1 (one linearised forward
-solve, one adjoint solve), an evaluation of F is ½.
+solve, one adjoint solve), an evaluation of F is ½. Under error control the gradient is found before the model, at the
+price of one more forward solve, and each gradient of a check is 1 more.
 
 Sources: Haber, Ruthotto, Stable architectures for deep neural networks (2017); Nocedal, Wright, Numerical optimization
 (2006), section 7.1.
@@ -72,7 +73,9 @@ class Report:
 class GaussNewton(torch.optim.Optimizer):
     """Gauss–Newton–PCG for chain nets on any number of ranks; `step_on` and `step` are collective.
 
-    Nothing is kept from step to step: what a step does depends on the weights and the batch alone.
+    Nothing is kept from step to step: what a step does depends on the weights and the batch alone, unless the trunk has
+    error control (`lpnet.Adaptive`). Then the gradient is under it as that of any training step, and model and line
+    search are by the solvers of that gradient.
 
     Args:
         net: see `lpnet.optim.chain.split`.
@@ -154,7 +157,12 @@ class GaussNewton(torch.optim.Optimizer):
         Raises:
             NonFiniteError: F or its gradient is not finite; nothing was changed.
         """
-        model, theta = problem.linearize(gradient), problem.theta
+        work, known = 0.5, gradient
+        if gradient is None and problem.steered:
+            _, known = problem.gradient()
+            work += len(problem.chain.trunk.info.schedules)
+        model, theta = problem.linearize(known), problem.theta
+        work += 0.5 * (known is None)
         g = model.gradient
         size = math.sqrt(self._number(theta, vector.dots(theta, [(g, g)])))
         if not (math.isfinite(model.value) and math.isfinite(size)):
@@ -170,7 +178,7 @@ class GaussNewton(torch.optim.Optimizer):
                 evaluations += result.evaluations
             if result.accepted:
                 break
-        work = 0.5 * (gradient is None) + 0.5 + solve.iterations + 0.5 * evaluations
+        work += solve.iterations + 0.5 * evaluations
         self.report = Report(
             model.value, result.value, size, solve, evaluations, result.step, scale, result.accepted, tries > 1, work
         )

@@ -34,8 +34,9 @@ class Problem:
     """The objective of one batch; all methods are collective.
 
     Values and models are by the solvers of a training step of the trunk as it is now, from the same start each time, so
-    that they are of one function; exact within ``lpnet.exact(net)``. `net` must be a function: no random layers beside
-    the trunk (those of the trunk keep their masks).
+    that they are of one function; exact within ``lpnet.exact(net)``. Under error control, `gradient` is a step of the
+    trunk, and from then on they are by the solvers, and from the start, of the gradient that was used. `net` must be a
+    function: no random layers beside the trunk (those of the trunk keep their masks).
 
     Args:
         net: see `lpnet.optim.chain.split`.
@@ -72,9 +73,16 @@ class Problem:
         with torch.no_grad(), self.fixed():
             return self.number(self._total(self.net(self.x)))
 
+    @property
+    def steered(self) -> bool:
+        """Whether the trunk has its gradients under error control now (in training, not exact, not a step again)."""
+        trunk = self.chain.trunk
+        return trunk._controller is not None and trunk.training and not trunk.exact and trunk._again is None
+
     def gradient(self) -> tuple[float, Vector]:
         """F and its gradient, under the error control of the trunk, if it has one."""
         found: list[Tensor] = []
+        steered, trunk = self.steered, self.chain.trunk
 
         def closure() -> Tensor:
             value = self._total(self.net(self.x))
@@ -82,7 +90,9 @@ class Problem:
             return value.detach()
 
         with torch.enable_grad():
-            value = self.number(controlled([self.chain.trunk], closure))
+            value = self.number(controlled([trunk], closure))
+        if steered and trunk._last is not None:
+            self._trial = trunk._last
         return value, found
 
     @torch.no_grad()
@@ -198,6 +208,8 @@ class Model:
             return self._given
         with torch.no_grad():
             back = self._pull(self._bar)
+        info = self.problem.chain.trunk.info
+        info.control, info.schedules = None, [self._trunk.schedule]
         return vector.axpy(1.0, back, self.problem.penalty_gradient())
 
     @torch.no_grad()
