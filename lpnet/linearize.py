@@ -5,10 +5,12 @@
 
 Both are linearised at the states of one forward solve. A product by MGRIT is a solve like any other, with the coarse
 propagators linearised (affine, so that the full approximation scheme takes it as it is); it starts from nothing but its
-argument, so that J is the same linear map every time.
+argument and does a fixed number of cycles, so that J is the same linear map every time: with a `tol`, as many as the
+forward solve did, and back as many as the options allow.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,7 +21,7 @@ from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import restrict
 from lpnet.control import Schedule, exact_of
 from lpnet.errors import InputError
-from lpnet.mgrit import Solver
+from lpnet.mgrit import Info, Solver
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.step import Step, Trunk
 from lpnet.tangent import Deltas, TangentLayers
@@ -74,13 +76,15 @@ class _Level:
 class Linearization:
     """y_N = F(y_0, θ) of a trunk at one input and its present weights (it keeps a copy); all methods are collective.
 
+    It starts from what the trunk remembers, as a training step would, and leaves nothing for the next step.
+
     Args:
         trunk: whose solvers are used: those of its training steps, the exact chain within `lpnet.exact`.
         y: y_0, (batch, *features), the same on every rank.
 
     Attributes:
         output: y_N, (batch, *features), on every rank.
-        schedule: solvers of it and of the products.
+        schedule: solvers of the products; the forward solve is by the same, but for `tol`.
         info, product: what the forward solve and the last product did.
 
     Raises:
@@ -91,10 +95,11 @@ class Linearization:
         if trunk._engine.how.continuous:
             raise InputError("gradient: 'continuous' given, 'discrete' allowed where products with J and Jᵀ are needed")
         self.trunk, self._step = trunk, Step(trunk, y, copied=True)
-        self.schedule = schedule_of(trunk)
-        out, self._solution = self._step.forward(self.schedule.forward, True)
+        given = schedule_of(trunk)
+        out, self._solution = self._step.forward(given.forward, True)
         self.output = self._step.unpacked(out)
         self.info = self.product = self._solution.info
+        self.schedule = replace(given, forward=_fixed(given.forward, self.info), adjoint=_fixed(given.adjoint, None))
         self._solution.again = True
         self._engine, self._prepared = trunk._engine, self._step.prepared
         self._layers = TangentLayers(self._prepared.layers)
@@ -208,6 +213,14 @@ class Linearization:
             return restrict(theta, spans, owners, engine.slab, rows)
 
         return _Level(steps, restricted, self.trunk._stack.directions, self._prepared.theta)
+
+
+def _fixed(options: SolverOptions, done: Info | None) -> SolverOptions:
+    """The same without `tol`, so that the cycles do not depend on the argument: those done, or all of them."""
+    if not isinstance(options, MGRIT) or options.tol is None:
+        return options
+    cycles = options.cycles if done is None else max(done.cycles, options.least_cycles)
+    return replace(options, tol=None, cycles=cycles)
 
 
 def schedule_of(trunk: Trunk) -> Schedule:

@@ -95,7 +95,10 @@ class Gradient:
 
 
 class Step:
-    """The solves of one call of a trunk: one version of the weights, one input, and what to start from."""
+    """The solves of one call of a trunk: one version of the weights, one input, and what to start from.
+
+    With `copied` it stays at its weights whatever becomes of the parameters, and leaves nothing for the next step.
+    """
 
     def __init__(self, trunk: Trunk, y: Tensor, copied: bool = False) -> None:
         self.trunk, self.prepared, self.wanted = trunk, trunk._prepare(y, copied), True
@@ -104,6 +107,7 @@ class Step:
         self.z = self.x
         self.guess: Guess = trunk._again.guess if trunk._again else {}
         self.remembers = trunk.training  # a look at other data leaves what training remembers alone
+        self.leaves = self.remembers and not copied  # and so does a linearisation, which starts from it
 
     def _packed(self, y: Tensor) -> Tensor:
         """(y, 0, …) as the field stores states."""
@@ -132,7 +136,7 @@ class Step:
     def _keep(self, which: str, options: SolverOptions, carry: list[Tensor], info: Info) -> None:
         """For the next step, unless it is not finite (all ranks have the same residual)."""
         solve, again = self._solve(which, options), self.trunk._again
-        if solve is not None and info.solver == "mgrit" and self.remembers and (again is None or again.keeps):
+        if solve is not None and info.solver == "mgrit" and self.leaves and (again is None or again.keeps):
             self.trunk.memory.save(solve, carry if math.isfinite(info.residuals[-1]) else None)
 
     def forward(self, options: SolverOptions, keep: bool) -> tuple[Tensor, Solution]:

@@ -117,7 +117,10 @@ def assert_products(net: lpnet.LayerParallel) -> None:
     assert error(J.tangent(dy, dtheta), tangent) < 1e-13
 
 
-@pytest.mark.parametrize("options", [Serial(), MGRIT(coarsening=4, cycles=1, initial="warm")])
+UNTIL = MGRIT(coarsening=3, cycles=4, tol=1e-2)  # as many cycles as it takes, which may depend on the argument
+
+
+@pytest.mark.parametrize("options", [Serial(), MGRIT(coarsening=4, cycles=1, initial="warm"), UNTIL])
 def test_products_may_be_repeated_in_any_order(options: Any) -> None:
     """J is one linear map, whatever was asked before, also where solves do not converge or start from earlier ones."""
     net, (y, bar) = trunk("two_layer", LAYERS, options, options, comm=Comm()), data()
@@ -179,6 +182,19 @@ def test_dropout_masks_are_those_of_the_linearisation(options: Any) -> None:
     assert inner([tangent], [bar]) == pytest.approx(inner([dy, *dtheta], [y_bar, *theta_bar]), rel=1e-11)
     net.zero_grad()
     assert error(net.linearize(y).output, J.output) > 1e-3
+
+
+@pytest.mark.parametrize("initial", ["warm", "tau"])
+def test_training_goes_on_as_if_there_had_been_no_linearisation(initial: Any) -> None:
+    options, outputs = MGRIT(coarsening=4, cycles=1, initial=initial), []
+    for look in (False, True):
+        net, (y, bar) = trunk("two_layer", LAYERS, options, options, comm=Comm()), data()
+        net(y).backward(bar)
+        if look:
+            J = net.linearize(2.0 * y)
+            J.tangent(y, None), J.pull(bar)
+        outputs.append(net(y))
+    assert torch.equal(*outputs)
 
 
 def test_wrong_shapes() -> None:
