@@ -150,8 +150,7 @@ class Engine:
                 continue
             before = direction.previous
             u = through(q, enter(q, part) if before is None else self.comm.recv(part, before))
-            info.evaluations += layers.n
-            info.layers += layers.n
+            info.count(layers.n)
             if direction.next is not None:
                 self.comm.send(u, direction.next)
             else:
@@ -242,7 +241,7 @@ class Engine:
         Returns:
             The cotangent of y_0 (packed, without memory) on every rank, what the solve did, and the next `guess`.
         """
-        layers = prepared.layers
+        layers, before = prepared.layers, prepared.layers.again
         if gradients:
             layers.reset_grads()
         levels = self.back.levels(options) if isinstance(options, MGRIT) else []
@@ -253,6 +252,7 @@ class Engine:
         else:
             assert isinstance(options, MGRIT)
             bar, info, carry = self._mgrit_back(prepared, solution, z, options, gradients, guess, levels)
+        info.count(layers.again - before)
         out = bar[0] if bar is not None else torch.empty_like(z[0])
         return self.comm.bcast_(out.contiguous(), self.back.last), info, carry
 

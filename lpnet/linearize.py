@@ -122,7 +122,9 @@ class Linearization:
         theta = self.trunk.theta
         delta = None if dtheta is None else self.trunk.grid.expand(dict(zip(theta, dtheta, strict=True)))
         dot = self._step._packed(torch.zeros_like(self.output) if dy is None else dy)
+        before = self._prepared.layers.again
         end = self._solve(dot, delta)
+        self.product.count(self._prepared.layers.again - before)
         self.trunk.info.layer_evaluations += self.product.layers
         out = end[0] if end is not None else torch.empty_like(dot[0])
         return self._step.unpacked(self._engine.comm.bcast_(out.contiguous(), self._engine.ahead.last))

@@ -37,7 +37,7 @@ class Info:
         cycles: cycles done.
         levels: levels used.
         evaluations: evaluations of layers and coarse steps on this rank (a coarse step counts as one).
-        layers: evaluations of layers alone.
+        layers: evaluations of layers alone; with those that an adjoint runs again where `store` keeps no states.
     """
 
     solver: str
@@ -46,6 +46,11 @@ class Info:
     levels: int = 1
     evaluations: int = 0
     layers: int = 0
+
+    def count(self, layers: int) -> None:
+        """So many evaluations of layers more."""
+        self.evaluations += layers
+        self.layers += layers
 
     @property
     def convergence_factor(self) -> float | None:
@@ -306,8 +311,7 @@ class Solver:
     def _run(self, depth: int, segment: Segment, u: Tensor) -> Tensor | None:
         """The end of a segment that starts with u (without the right-hand side of the point where it ends)."""
         if depth == 0:
-            self.info.evaluations += segment.i1 - segment.i0
-            self.info.layers += segment.i1 - segment.i0
+            self.info.count(segment.i1 - segment.i0)
             return self.fine.run(segment.i0, segment.i1, u)
         grid = self.grids[depth - 1]
         v: Tensor | None = None

@@ -126,6 +126,7 @@ class Layers:
     ) -> None:
         self.stepper, self.fields, self.h, self.lo, self.n, self.how = stepper, fields, h, lo, n, how
         self.program = stepper.stages(h)
+        self.again = 0  # layers evaluated so far for states that were not kept
         self.in_place = is_in_place(self.program)
         self.field = fields[stages_of(self.program)[0].term]
         lift = stepper.lift(h)
@@ -230,6 +231,7 @@ class Layers:
         b = tape.end_after(j)
         if self.how.store == "cpoints":
             a = tape.begin[b]
+            self.again += j - a
             return self._run(a, j, tape.starts[a], Tape([], records=False))
         slots = self._work(tape.ends[b])
         self._rewind(b, j, slots, tape)
@@ -253,6 +255,7 @@ class Layers:
 
     def _rewind(self, b: int, a: int, slots: list[Slot], tape: Tape) -> None:
         """x_a from x_b in the slots."""
+        self.again += (b - a) * (self.how.store == "reverse")
         places = self._places(tape, tape.ends[b])
         work = self._backwards(slots, places, [slot.view for slot in slots], False)
         for j in range(b - 1 - self.lo, a - 1 - self.lo, -1):
@@ -285,6 +288,7 @@ class Layers:
 
     def _again(self, a: int, b: int, x: Tensor) -> Tape:
         """The whole tape of a segment."""
+        self.again += b - a
         tape = Tape(self._kept(b - a, x), a - self.lo)
         self._run(a, b, x, tape)
         return tape
@@ -296,6 +300,7 @@ class Layers:
         if rebuild:
             self._rewind(end, layers.stop, slots, tape)
         work = self._backwards(slots, places, bars, gradients)
+        self.again += len(layers) * (self.how.store == "reverse")
         for j in reversed(range(layers.start - self.lo, layers.stop - self.lo)):
             for undo, pull, source, target, source_bar, target_bar, w, kept in work:
                 if rebuild:

@@ -31,7 +31,8 @@ class Infos:
         forward, adjoint: the last solves; None before the first.
         control: what error control says of the last gradient.
         schedules: of all gradients of the last step: one, and those of a check; line searches leave them as they are.
-        layer_evaluations: layers that this rank has evaluated so far for gradients, forward and adjoint.
+        layer_evaluations: layers that this rank has evaluated so far for gradients, forward and adjoint, with those
+            that `store` has run again.
     """
 
     forward: Info | None = None

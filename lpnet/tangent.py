@@ -45,6 +45,7 @@ class TangentLayers:
     def _segment(self, a: int, b: int, dot: Tensor, tape: Tape) -> Tensor:
         layers = self.layers
         x = layers.state(a, tape)
+        layers.again += (b - a) * (not tape.kept)
         tapes: list[Kept] = tape.kept or [Scratch(keep) for keep in self._keeps(layers.program, x)]
         pairs = self._pairs(x, dot, anew=not tape.kept)
         for j in range(a - layers.lo, b - layers.lo):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpnet
 from lpnet import MGRIT, Serial, dynamics
+from lpnet.fields import DenseField
 from lpnet.slab import Comm
 from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
 
@@ -200,6 +201,30 @@ def states(name: str, layers: int, store: str) -> tuple[float, float]:
         out.sum().backward()
     size = batch * WIDTH * 8
     return forward / size, live.peak / size
+
+
+@pytest.mark.parametrize("how", ["serial", "two levels"])
+@pytest.mark.parametrize(("name", "store"), [("euler", "cpoints"), ("leapfrog", "reverse"), ("euler", "all")])
+def test_layers_run_again_are_counted(name: str, store: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps with one stage: those that the fields of all layers evaluate while they are pulled back."""
+    net, done, add = trunk(name, 11, store, how), [0], DenseField.add
+    y, bar = data()
+
+    def counted(self: DenseField, *args: Any) -> None:
+        done[0] += len(self.A) == 11
+        add(self, *args)
+
+    out = net(y)
+    monkeypatch.setattr(DenseField, "add", counted)
+    out.backward(bar)
+    info = net.info.adjoint
+    assert info is not None
+    pulled = 11 * (info.cycles + 1)
+    lift = name == "leapfrog"
+    assert info.layers == pulled + done[0] - lift
+    assert (info.layers > pulled) == (store != "all")
+    assert net.info.layer_evaluations == info.layers + net.info.forward.layers  # type: ignore[union-attr]
+
 
 
 @pytest.mark.parametrize("name", ["euler", "rk4", "ab3", "verlet", "leapfrog"])
