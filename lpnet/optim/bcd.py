@@ -10,19 +10,16 @@ another one.
 Source: Haber, Ruthotto, Stable architectures for deep neural networks (2017) (block coordinate descent).
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lpnet.optim.gaussnewton import GaussNewton
-from lpnet.optim.head import Head, Misfit, divide
+from lpnet.optim.blocks import TwoBlocks
+from lpnet.optim.head import Head, Misfit
 from lpnet.optim.problem import Problem
 from lpnet.optim.softmax import Softmax
 from lpnet.optim.vector import Vector
-from lpnet.regularizers import Penalty
 
 
 class Held(Misfit):
@@ -43,32 +40,15 @@ class Held(Misfit):
         return super()._weights(problem)  # in the precision of the layer, the first time as later on
 
 
-class BlockCoordinateDescent(GaussNewton):
-    """Gauss–Newton–PCG for θ and Newton's method for the classifier in turn; see the module and `GaussNewton`.
+class BlockCoordinateDescent(TwoBlocks):
+    """Gauss–Newton–PCG for θ and Newton's method for the classifier in turn; see the module and `TwoBlocks`.
 
     In its reports `before` and `after` are F before and after all parts of a step, everything else is of the part in θ;
     work for the classifier alone is not counted.
-
-    Args:
-        net: see `lpnet.optim.head.divide`.
-        penalties: are added; of the classifier only `regularizers.Quadratic`.
-        tol, most: for the classifier, see `lpnet.optim.classifier.solve`.
-        options: of `GaussNewton`: lr, pcg, search, cap, preconditioner, parameters.
-
-    Attributes:
-        loss: of the features; its `report` is of the last solve for the classifier.
-
-    Raises:
-        InputError: a net without a classifier behind the trunk, or a value that is not allowed.
     """
 
     loss: Held
-
-    def __init__(
-        self, net: nn.Module, penalties: Sequence[Penalty] = (), tol: float = 1e-8, most: int = 50, **options: Any
-    ) -> None:
-        head = divide(net, penalties)
-        super().__init__(head.net, penalties=head.penalties, loss=Held(head, tol, most), **options)
+    misfit = Held
 
     @torch.no_grad()
     def step(self, problem: Problem, gradient: Vector | None = None) -> float:  # type: ignore[override]

@@ -15,12 +15,11 @@ Newman, Ruthotto, Hart, van Bloemen Waanders, Train like a (Var)Pro (2021) (cros
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpnet.optim.gaussnewton import GaussNewton
+from lpnet.optim.blocks import TwoBlocks
 from lpnet.optim.head import Misfit, divide
 from lpnet.optim.problem import Problem
 from lpnet.optim.softmax import Point, Softmax, curvature
@@ -75,32 +74,15 @@ class Reduced:
         return sum((penalty() for penalty in self.penalties), loss)
 
 
-class VariableProjection(GaussNewton):
-    """Gauss–Newton–PCG for F(θ), the classifier eliminated; see `GaussNewton`.
+class VariableProjection(TwoBlocks):
+    """Gauss–Newton–PCG for F(θ), the classifier eliminated; see the module and `TwoBlocks`.
 
     Every step ends with one more evaluation than that of `GaussNewton`, which leaves the minimiser of the weights
     reached in the classifier. Work for the classifier alone is not counted.
-
-    Args:
-        net: see `lpnet.optim.head.divide`.
-        penalties: are added; of the classifier only `regularizers.Quadratic`.
-        tol, most: for the classifier, see `lpnet.optim.classifier.solve`.
-        options: of `GaussNewton`: lr, pcg, search, cap, preconditioner, parameters.
-
-    Attributes:
-        loss: what is left of the loss; its `report` is of the last solve for the classifier.
-
-    Raises:
-        InputError: a net without a classifier behind the trunk, or a value that is not allowed.
     """
 
     loss: Eliminated
-
-    def __init__(
-        self, net: nn.Module, penalties: Sequence[Penalty] = (), tol: float = 1e-8, most: int = 50, **options: Any
-    ) -> None:
-        head = divide(net, penalties)
-        super().__init__(head.net, penalties=head.penalties, loss=Eliminated(head, tol, most), **options)
+    misfit = Eliminated
 
     @torch.no_grad()
     def step(self, problem: Problem, gradient: Vector | None = None) -> float:  # type: ignore[override]
