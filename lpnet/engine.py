@@ -24,7 +24,7 @@ from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.propagator import STORED, How, Layers
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
-from lpnet.tape import Tape
+from lpnet.tape import Tape, round_trip
 
 MakeFields = Callable[[Weights, Sequence[int]], dict[str, Field]]
 """(stacked weights, layer to which each of them belongs) -> fields."""
@@ -267,7 +267,9 @@ class Engine:
             u = layers.pull(slab.lo, slab.hi, u, tapes[q], gradients)
             return u if self.back.next is not None else layers.pull_lift(xs[q], u, gradients)
 
-        return self.chain(self.back, layers, layers.split(z, micro_batches), lambda q, part: part, through)
+        end, info = self.chain(self.back, layers, layers.split(z, micro_batches), lambda q, part: part, through)
+        info.round_trip = round_trip(tapes)
+        return end, info
 
     def _mgrit_back(
         self,
@@ -289,12 +291,13 @@ class Engine:
         for steps, bound in zip(coarse, bounds[1:] if not solution.linear else (), strict=False):
             self._linearize(steps, layers, tape, bound, z)
         solution.linear = solution.again
-        if self.how.store != "cpoints" and not solution.again:
+        if self.how.store == "all" and not solution.again:
             tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
         pulls = [_reversed_pull(c, len(b) - 2) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
         fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
         solver = Solver(options, levels, fine, pulls, self.comm)
         end = solver.solve(z, guess, self.total(back, bounds))
+        solver.info.round_trip = round_trip([tape])
         for steps in coarse:
             if steps is not None and not solution.again:
                 steps.forget()

@@ -145,7 +145,7 @@ class Linearization:
         step, trunk = self._step, self.trunk
         adjoint = trunk._engine.adjoint(self._prepared, self._solution, step._packed(bar), self.schedule.adjoint)
         out, self.product, _ = adjoint
-        trunk.info.layer_evaluations += self.product.layers
+        step.pulled(self.product)
         return step.unpacked(out), trunk._gradients(self._prepared)
 
     def _check(self, y: Tensor | None, dtheta: Sequence[Tensor] | None) -> None:

@@ -38,6 +38,8 @@ class Info:
         levels: levels used.
         evaluations: evaluations of layers and coarse steps on this rank (a coarse step counts as one).
         layers: evaluations of layers alone; with those that an adjoint runs again where `store` keeps no states.
+        round_trip: largest relative error of the states that the adjoint undid to the begin of a segment on this rank;
+            None: none were.
     """
 
     solver: str
@@ -46,6 +48,7 @@ class Info:
     levels: int = 1
     evaluations: int = 0
     layers: int = 0
+    round_trip: float | None = None
 
     def count(self, layers: int) -> None:
         """So many evaluations of layers more."""

@@ -306,6 +306,8 @@ class Layers:
                 if rebuild:
                     undo(j, source, target, w, kept, j - tape.shift)
                 pull(j, source, target_bar, source_bar, w, kept[j - tape.shift])
+        if self.how.store == "reverse" and layers.start in tape.starts:
+            tape.undone(layers.start, state_of(slots, self.stepper.memory))
 
     def _pull_general(self, layers: range, bars: list[Tensor], tape: Tape, gradients: bool) -> None:
         sources: Iterable[Slot] | None = None

@@ -37,6 +37,10 @@ Floats = npt.NDArray[np.float64]
 HARMLESS = 10.0
 """Growth over all layers that a stepper without any stable interval may have before it is worth a warning."""
 
+ROUND_TRIP = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Relative error of undone states that is worth a warning: far above what rounding makes of thousands of stable layers,
+and no more than about half of the digits, which a gradient of them has lost then, too."""
+
 _SEARCHED, _TOLERANCE = 20.0, 1e-7  # limits are looked for up to here; a double root moves by the root of rounding
 _ROUNDING = 1e-11  # what a single root may move
 
@@ -220,14 +224,19 @@ def outlook(
 
 
 class Watch:
-    """Looks at the weights of a trunk at its calls 1, 10, 100, …, and warns once, on rank 0, where they are unstable.
+    """Says once where the weights of a trunk are unstable, and once where undone states are wrong.
+
+    Looks at the weights of a trunk at its calls 1, 10, 100, …, and warns on rank 0.
 
     A stepper with a stable interval is warned of as soon as h|λ| of a layer is beyond it; one without (Euler on a flow
-    that turns) where the growth over all layers is beyond `HARMLESS`.
+    that turns) where the growth over all layers is beyond `HARMLESS`. That is linear theory for built-in dynamics; what
+    nonlinear growth or a user's module makes of states that are undone is measured by every adjoint (`undone`).
     """
 
     def __init__(self) -> None:
         self._calls, self._next = 0, 1
+        self._found: Outlook | None = None
+        self._undone = False  # was spoken of
 
     def look(self, find: Callable[[Norm], Outlook | None], rank: int, reverse: bool) -> None:
         """To be called at every call of the trunk; `find` is its outlook by these norms, collective."""
@@ -238,8 +247,33 @@ class Watch:
         found = find(frobenius)
         if found is not None and not found.stable:
             found = find(norms)
+        self._found = found
         if found is None or found.stable:
             return
         self._next = 0
         if rank == 0:
             warnings.warn(f"lpnet: {found.text(reverse)}", stacklevel=3)
+
+    def undone(self, off: float | None, dtype: torch.dtype) -> None:
+        """To be called after every adjoint, with the relative error of the states that it undid on this rank.
+
+        Warns once, on the rank where that is too large: with no word to the others, who may not have found it. Silent
+        where `look` has foretold it.
+        """
+        most = ROUND_TRIP[dtype]
+        if self._undone or off is None or off <= most:  # not a number is too large, too
+            return
+        self._undone = True
+        if self._found is not None and not self._found.stable and self._found.round_trip > most:
+            return
+        foretold = "linear stability foretells nothing for these dynamics"
+        if self._found is not None:
+            what = "hω" if self._found.spectrum == "imaginary" else "h|λ|"
+            at = f"{what} up to {self._found.value:.3g}, the limit is {self._found.limit:.5g}"
+            foretold = f"linear stability foretold {self._found.round_trip:.1g} ({at})"
+        warnings.warn(
+            f"lpnet: store='reverse' undid the layers to states with a relative error of {off:.2g}, at most "
+            f"{most:g} is harmless, and the gradient is as wrong or worse; {foretold}. Use store='cpoints', more "
+            "layers, a smaller T or smaller weights",
+            stacklevel=3,
+        )

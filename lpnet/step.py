@@ -17,6 +17,7 @@ from lpnet.memory import FROM_EARLIER, Memory, Solve
 from lpnet.mgrit import Info
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.slab import Slab
+from lpnet.stability import Watch
 from lpnet.stack import Stack
 from lpnet.steppers import Stepper
 
@@ -33,6 +34,8 @@ class Infos:
         schedules: of all gradients of the last step: one, and those of a check; line searches leave them as they are.
         layer_evaluations: layers that this rank has evaluated so far for gradients, forward and adjoint, with those
             that `store` has run again.
+        round_trip: with store="reverse", the largest relative error of the states that the last adjoint undid on this
+            rank, found where the begin of a segment is known; None: nothing was undone.
     """
 
     forward: Info | None = None
@@ -40,6 +43,7 @@ class Infos:
     control: Report | None = None
     schedules: list[Schedule] = field(default_factory=list)
     layer_evaluations: int = 0
+    round_trip: float | None = None
 
 
 class Repeat(Protocol):
@@ -69,6 +73,7 @@ class Trunk(Protocol):
     _slab: Slab
     grid: Grid
     _stack: Stack
+    _watch: Watch
     _controller: Controller | None
     _again: "Repeat | None"
     _last: "Trial | None"
@@ -148,12 +153,18 @@ class Step:
         self.trunk.info.layer_evaluations += solution.info.layers if keep else 0
         return out, solution
 
+    def pulled(self, info: Info) -> None:
+        """An adjoint solve was done."""
+        self.trunk.info.layer_evaluations += info.layers
+        self.trunk.info.round_trip = info.round_trip
+        self.trunk._watch.undone(info.round_trip, self.x.dtype)
+
     def adjoint(self, solution: Solution, options: SolverOptions, wanted: bool) -> Gradient:
         """The gradient for the cotangent `z`; collective."""
         guess = self._start("adjoint", options)
         out, info, carry = self.trunk._engine.adjoint(self.prepared, solution, self.z, options, wanted, guess)
         self._keep("adjoint", options, carry, info)
-        self.trunk.info.layer_evaluations += info.layers
+        self.pulled(info)
         weights: list[Tensor] = []
         if wanted:
             weights = self.trunk._gradients(self.prepared)

@@ -33,6 +33,8 @@ class Tape:
         begin: end of a segment -> its begin.
         starts, ends: states there.
         states: layer -> state before it.
+        round_trip: the largest relative distance of states that were undone to the begin of a segment from those that
+            the sweep began with; None: there are none.
     """
 
     def __init__(self, kept: list[Kept], shift: int = 0, records: bool = True) -> None:
@@ -41,10 +43,12 @@ class Tape:
         self.starts: dict[int, Tensor] = {}
         self.ends: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}
+        self.round_trip: Tensor | None = None
 
     def clear(self) -> None:
         """Forget the states; the kept tensors are overwritten by the next sweep."""
         self.begin, self.starts, self.ends, self.states = {}, {}, {}, {}
+        self.round_trip = None
 
     def split(self, count: int, dim: int) -> list["Tape"]:
         """The tapes of so many parts of the batch, which is dimension `dim` from the end."""
@@ -64,9 +68,21 @@ class Tape:
         if end is not None:
             self.ends[b] = end
 
+    def undone(self, a: int, x: Tensor) -> None:
+        """A segment was undone from its end to its begin a, where the state is now x."""
+        start, norm = self.starts[a], torch.linalg.vector_norm
+        off = norm(x - start) / norm(start).clamp_min(torch.finfo(x.dtype).tiny)
+        self.round_trip = off if self.round_trip is None else torch.maximum(self.round_trip, off)
+
     def end_after(self, layer: int) -> int:
         """Where the segment ends that holds this layer."""
         return min(b for b in self.begin if b > layer)
+
+
+def round_trip(tapes: Sequence[Tape]) -> float | None:
+    """The largest of all tapes; not a number as soon as one of them is not."""
+    found = [tape.round_trip for tape in tapes if tape.round_trip is not None]
+    return torch.stack(found).max().item() if found else None
 
 
 def joined(tapes: Sequence[Tape], dim: int) -> Tape:

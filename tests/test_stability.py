@@ -188,6 +188,65 @@ def test_the_round_trip_is_foretold_where_states_are_recomputed() -> None:
     assert warned("hamiltonian", 12.5, store="reverse") == []
 
 
+class Turning(nn.Module):
+    """A user's module: a nonlinear oscillator of this frequency."""
+
+    def __init__(self, omega: float) -> None:
+        super().__init__()
+        self.omega = nn.Parameter(torch.tensor(omega, dtype=F64))
+
+    def kick(self, y: Tensor) -> Tensor:
+        return -self.omega * torch.tanh(y)
+
+    def drift(self, z: Tensor) -> Tensor:
+        return self.omega * z
+
+
+def undone(made: lpnet.LayerParallel, calls: int = 1) -> list[str]:
+    """What is said when gradients are taken."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(calls):
+            made(normal(20, 8).to(next(made.parameters()).dtype)).sum().backward()
+    return [str(w.message) for w in caught]
+
+
+def test_undone_states_are_checked_where_linear_stability_sees_nothing() -> None:
+    """Nonlinear flows may grow at any hω; at hω = 1.9, N = 256, h = 1, float32, the gradient has no correct digit."""
+    serial = {"forward": lpnet.Serial(), "adjoint": lpnet.Serial(), "comm": Comm(), "dtype": torch.float32}
+    found = {}
+    for store in ("all", "reverse"):
+        one = lpnet.dynamics.Hamiltonian(8)
+        made = lpnet.LayerParallel(one, 256, 256.0, Verlet(), store=store, **serial)  # type: ignore[arg-type]
+        with torch.no_grad():
+            made.theta["K"] *= 0.5 / torch.linalg.matrix_norm(made.theta["K"], 2)[:, None, None]
+        assert undone(made, calls=4) == []
+        assert made.info.round_trip is None if store == "all" else 0 < made.info.round_trip < 1e-5  # type: ignore
+        with torch.no_grad():
+            made.theta["K"] *= 1.9 / 0.5
+        made.zero_grad()
+        said = undone(made)  # call 5, where nobody looks at the weights
+        found[store] = made.theta["K"].grad
+    assert error(found["reverse"], found["all"]) > 0.5
+    assert made.info.round_trip > 0.1  # type: ignore[operator]
+    (text,) = said
+    off = f"{made.info.round_trip:.2g}"
+    assert text.startswith(f"lpnet: store='reverse' undid the layers to states with a relative error of {off},")
+    assert "at most 0.001 is harmless" in text
+    assert "linear stability foretold" in text
+    assert undone(made, calls=3) == []
+
+
+@pytest.mark.parametrize(("omega", "said"), [(1.0, 0), (2.2, 1), (float("nan"), 1)])
+def test_undone_states_of_a_users_module_are_checked(omega: float, said: int) -> None:
+    made = lpnet.LayerParallel(
+        Turning(omega), 100, 100.0, Verlet(), lpnet.Serial(), lpnet.Serial(), store="reverse", dtype=F64, comm=Comm()
+    )
+    texts = undone(made, calls=3)
+    assert len(texts) == said
+    assert all("linear stability foretells nothing" in text for text in texts)
+
+
 def test_contraction_beyond_the_limit_of_euler() -> None:
     """h |K|² = 2 is |K| = 3.65."""
     assert warned("double_symmetric", 3.5) == []

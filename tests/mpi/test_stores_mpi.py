@@ -55,6 +55,8 @@ def found(name, layers, how, comm=None, **more):
     y, c = normal(BATCH, WIDTH).requires_grad_(), normal(BATCH, WIDTH)
     out = made(y)
     out.backward(c)
+    undone = more.get("store") == "reverse" and len(made.local_layers) > 0
+    assert 0 <= made.info.round_trip < 1e-12 if undone else made.info.round_trip is None
     return [out.detach(), y.grad, *(made._slab.gather(p.grad) for p in made.theta.values())]
 
 
