@@ -1,6 +1,7 @@
 """Coarse propagators G of one level over this rank's spans of layers: forward, linearised, pulled back."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,9 @@ class CoarseSteps:
         self, memory: int, fields: Mapping[str, Field], made: Sequence[Program], rows: Sequence[int], first: int
     ) -> None:
         self.memory, self.fields, self.programs, self.first = memory, fields, made, first
-        self.offsets = [sum(rows[:k]) for k in range(len(rows))]
-        counts = [memory, *(slots_of(p, memory) for p in made if not isinstance(p, Picard))]
+        self.offsets = [0, *accumulate(rows)]
+        distinct = {id(p): p for p in made}.values()
+        counts = [memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))]
         self._work, self._dots = (Workspace(next(iter(fields.values())), max(counts)) for _ in range(2))
         self._kept: dict[int, tuple[Tensor, Any]] = {}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lpnet import hierarchy
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.coarsen import Span, Weights, parts, restrict
+from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
 from lpnet.direction import Direction
 from lpnet.fields import Field
 from lpnet.mgrit import Info, Solver
@@ -86,6 +86,15 @@ class Engine:
         self.stepper, self.h, self.slab, self.how = stepper, h, slab, how
         self.comm: Comm = slab.comm
         self.ahead, self.back = Direction(slab, False), Direction(slab, True)
+        self._recipes = Recipes(stepper, h)
+
+    def check(self, options: MGRIT) -> None:
+        """Raise `InputError`, on all ranks alike, where a coarse step of a level and its rows do not fit each other."""
+        self.stepper.check(options)
+        for direction in (self.ahead, self.back):
+            for bound in direction.levels(options)[1:]:
+                for span in direction.spans(bound):
+                    self._recipes(span, options)
 
     def prepare(self, theta: Weights, fields: MakeFields) -> Prepared:
         """Layers of these local weights, name -> (n, ...)."""
@@ -186,7 +195,7 @@ class Engine:
         """Coarse steps of this rank on one level, shared by all solves that need the same; None where it has none."""
         spans = direction.spans(bound)
         owners = direction.owners(spans)
-        key = (tuple(spans), tuple(owners), options.samples, options.passes, options.coarse, options.coarse_weights)
+        key = (tuple(spans), tuple(owners), *kind_of(options))
         if key not in prepared.coarse:
             rows = partial(self.rows, options)
             theta = restrict(prepared.theta, spans, owners, self.slab, rows)
@@ -199,14 +208,14 @@ class Engine:
         self, fields: MakeFields, theta: Weights, spans: list[Span], options: MGRIT, first: int
     ) -> CoarseSteps:
         """The coarse steps over these spans with weights theta; random layers draw as the first layer of each row."""
-        programs = [self.stepper.coarse(_lengths(span, options), self.h, options) for span in spans]
-        layers = [[span[0] + int(row.argmax()) for row in np.abs(self.rows(options, span))] for span in spans]
-        made = fields(theta, [layer for rows in layers for layer in rows])
-        return CoarseSteps(self.stepper.memory, made, programs, [len(rows) for rows in layers], first)
+        made = [self._recipes(span, options) for span in spans]
+        layers = [span[0] + j for span, one in zip(spans, made, strict=True) for j in one.first]
+        programs, rows = [one.program for one in made], [len(one.rows) for one in made]
+        return CoarseSteps(self.stepper.memory, fields(theta, layers), programs, rows, first)
 
     def rows(self, options: MGRIT, span: Span) -> np.ndarray:
-        """Coefficients of the weights of a coarse step over a span of layers."""
-        return self.stepper.rows(_lengths(span, options), options)
+        """Coefficients of the weights of a coarse step over a span of layers; one array for all of a length."""
+        return self._recipes(span, options).rows
 
     def total(
         self, direction: Direction, bounds: list[tuple[int, ...]]
@@ -321,11 +330,6 @@ class Engine:
                 continue
             source = self.slab.owner(a)
             steps.linearize(k, layers.state(a, tape) if source == rank else self.comm.recv(like, source))
-
-
-def _lengths(span: Span, options: MGRIT) -> tuple[int, ...]:
-    """Numbers of layers of the parts of a span."""
-    return tuple(b - a for a, b in parts(span, options.samples))
 
 
 def _carry(solver: Solver) -> list[Tensor]:

@@ -140,7 +140,7 @@ class LayerParallel(nn.Module):
         self.forward_solver, self.adjoint_solver, self.control = forward, adjoint, control
         for options in (forward, adjoint):
             if isinstance(options, MGRIT):
-                self.stepper.check(options)
+                self._engine.check(options)
                 if control is not None and options.tol is not None:
                     raise InputError(f"tol: {options.tol!r} given with control, which decides on cycles, none allowed")
         self._controller: Controller | None = None

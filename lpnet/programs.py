@@ -48,6 +48,29 @@ def mix_bars(step: Mix, bars: Sequence[Tensor]) -> None:
         target.mul_(step.own)
 
 
+class Mixing:
+    """A `Mix` that can be undone, in the place of a field; its source is the list of all slots (or cotangents)."""
+
+    needs_source = False
+
+    def __init__(self, step: Mix) -> None:
+        self.step = step
+
+    def tape(self, n: int, state: Tensor) -> list[Any]:
+        return [None] * n
+
+    def add(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
+        mix(self.step, source)
+
+    def unmix(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
+        unmix(self.step, source)
+
+    def pull(self, j: int, source: Any, target_bar: Tensor, source_bar: list[Tensor], w: float, kept: Any) -> None:
+        mix_bars(self.step, source_bar)
+
+    pull_grad = pull
+
+
 def forward(
     program: Steps, fields: Fields, slots: Sequence[Slot], j: int, keeps: Sequence[Kept], linear: bool = False
 ) -> None:
@@ -66,8 +89,8 @@ def forward(
             mix(step, slots)
             continue
         field = fields[step.term]
-        if step.start is not None:
-            slots[step.target].view.copy_(slots[step.start].view)
+        if step.begin is not None:
+            slots[step.target].view.copy_(slots[step.begin].view)
         act = field.linearize if linear else field.add
         act(j + step.part, slots[step.source], slots[step.target], step.w, keep, 0)
 
@@ -81,8 +104,8 @@ def replay(
             mix(step, slots)
             continue
         source.view.copy_(slots[step.source].view)
-        if step.start is not None:
-            slots[step.target].view.copy_(slots[step.start].view)
+        if step.begin is not None:
+            slots[step.target].view.copy_(slots[step.begin].view)
         fields[step.term].remove(j + step.part, source, slots[step.target], -step.w, keep, 0)
 
 
@@ -119,14 +142,14 @@ def tangent(program: Steps, fields: Fields, pairs: Pairs, j: int, tapes: Sequenc
             mix(step, slots)
             mix(step, dots)
             continue
-        term, s, t, w, start, part = step
-        field, row, source, target = fields[term], j + part, slots[s], slots[t]
+        s, t, w, begin = step.source, step.target, step.w, step.begin
+        field, row, source, target = fields[step.term], j + step.part, slots[s], slots[t]
         if spare is not None:
             field.add(row, source, spare, 0.0, tape, at)
-        if start is not None:
-            target.view.copy_(slots[start].view)
-            dots[t].view.copy_(dots[start].view)
-        delta = None if deltas is None else deltas[term]
+        if begin is not None:
+            target.view.copy_(slots[begin].view)
+            dots[t].view.copy_(dots[begin].view)
+        delta = None if deltas is None else deltas[step.term]
         field.tangent(row, source, dots[s].view, dots[t].view, w, tape[at], delta)
         field.remove(row, source, target, -w, tape, at)
 
@@ -159,8 +182,8 @@ def backward(
         field, target = fields[step.term], bars[step.target]
         pull = field.pull_grad if gradients else field.pull
         pull(j + step.part, sources[i], target, bars[step.source], step.w, kept[i])
-        if step.start is not None:
-            bars[step.start].add_(target)
+        if step.begin is not None:
+            bars[step.begin].add_(target)
             target.zero_()
 
 

@@ -24,7 +24,7 @@ from lpnet import programs
 from lpnet.errors import InputError
 from lpnet.fields import Field, Slot
 from lpnet.programs import Kept
-from lpnet.steppers import Mix, Stage, Stepper, is_in_place, slots_of, stages_of
+from lpnet.steppers import Mix, Stage, Stepper, is_euler, is_in_place, is_reversible, slots_of, stages_of
 from lpnet.tape import Scratch, Tape, joined
 
 Store = Literal["all", "cpoints", "reverse"]
@@ -51,9 +51,9 @@ def how_of(stepper: Stepper, store: str, gradient: str) -> How:
     for key, given, names in (("gradient", gradient, get_args(Adjoint)), ("store", store, get_args(Store))):
         if given not in names:
             raise InputError(f"{key}: {given!r} given, one of {', '.join(names)} allowed")
-    if gradient == "continuous" and not stepper.continuous:
+    if gradient == "continuous" and not (stepper.continuous and is_euler(stepper)):
         raise InputError(f"gradient: 'continuous' given with {name}, only 'discrete' allowed (or the stepper Euler)")
-    if store == "reverse" and not stepper.reversible:
+    if store == "reverse" and not (stepper.reversible and is_reversible(stepper)):
         raise InputError(
             f"store: 'reverse' given with {name}, which is not reversible; 'all' or 'cpoints' allowed (or the steppers "
             "Verlet and Leapfrog)"
@@ -80,29 +80,6 @@ class Workspace:
 def state_of(slots: Sequence[Slot], memory: int) -> Tensor:
     """A copy of the state that the slots hold."""
     return torch.stack([slot.view for slot in slots[:memory]])
-
-
-class _Mixing:
-    """A `Mix` that can be undone, in the place of a field; its source is the list of all slots (or cotangents)."""
-
-    needs_source = False
-
-    def __init__(self, step: Mix) -> None:
-        self.step = step
-
-    def tape(self, n: int, state: Tensor) -> list[Any]:
-        return [None] * n
-
-    def add(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
-        programs.mix(self.step, source)
-
-    def unmix(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
-        programs.unmix(self.step, source)
-
-    def pull(self, j: int, source: Any, target_bar: Tensor, source_bar: list[Tensor], w: float, kept: Any) -> None:
-        programs.mix_bars(self.step, source_bar)
-
-    pull_grad = pull
 
 
 def _undo_again(field: Field, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
@@ -207,7 +184,7 @@ class Layers:
         work: list[Any] = []
         for step, kept in zip(self.program, places, strict=True):
             if isinstance(step, Mix):
-                work.append((_Mixing(step).add, slots, slots[step.target], 1.0, kept))
+                work.append((programs.Mixing(step).add, slots, slots[step.target], 1.0, kept))
             else:
                 work.append((self.fields[step.term].add, slots[step.source], slots[step.target], step.w, kept))
         for j in layers:
@@ -244,7 +221,7 @@ class Layers:
         work: list[Any] = []
         for step, kept in zip(reversed(self.program), reversed(places), strict=True):
             if isinstance(step, Mix):
-                mixing = _Mixing(step)
+                mixing = programs.Mixing(step)
                 work.append((mixing.unmix, mixing.pull, slots, slots[step.target], bars, None, 1.0, kept))
                 continue
             field, s, t = self.fields[step.term], step.source, step.target
@@ -255,6 +232,8 @@ class Layers:
 
     def _rewind(self, b: int, a: int, slots: list[Slot], tape: Tape) -> None:
         """x_a from x_b in the slots."""
+        if a == b:
+            return
         self.again += (b - a) * (self.how.store == "reverse")
         places = self._places(tape, tape.ends[b])
         work = self._backwards(slots, places, [slot.view for slot in slots], False)
@@ -335,12 +314,16 @@ class Layers:
 
     def lift(self, x: Tensor) -> Tensor:
         """x_0 from (y_0, 0, …): the program that uses layer 0."""
+        if not self._lift:
+            return x
         slots = self._work(x)
         programs.forward(self._lift, self.fields, slots, 0, programs.keeps_of(self._lift, self.fields, x))
         return state_of(slots, self.stepper.memory)
 
     def pull_lift(self, x: Tensor, z: Tensor, gradients: bool) -> Tensor:
         """Cotangent of (y_0, 0, …) from z_0; x is the state before the lift."""
+        if not self._lift:
+            return z
         bars, keeps = self._bars(z), programs.keeps_of(self._lift, self.fields, x)
         programs.forward(self._lift, self.fields, self._work(x), 0, keeps)
         sources = self._sources(x)

@@ -15,7 +15,7 @@ from lpnet.errors import InputError
 from lpnet.fields import DenseField, DenseWeights, Field
 from lpnet.module_field import ModuleField
 from lpnet.steppers import REGISTRY as STEPPERS
-from lpnet.steppers import Stepper
+from lpnet.steppers import Stepper, check_layer
 
 Weights = dict[str, Tensor]
 
@@ -191,6 +191,7 @@ def _check(module: nn.Module, stepper: Stepper) -> None:
                 "relaxation, use LayerNorm or GroupNorm"
             )
     require_terms(module, stepper)
+    check_layer(stepper)
 
 
 def require_terms(module: nn.Module, stepper: Stepper) -> None:
