@@ -10,7 +10,7 @@ from reference import normal, trunk
 from test_optim_problem import LABEL, chain
 
 import lpnet
-from lpnet import Controls
+from lpnet import MGRIT, Adaptive, Controls
 from lpnet.oneshot import OneShot
 from lpnet.optim import DCT, GaussNewton, vector
 from lpnet.regularizers import Tikhonov, TimeDerivative
@@ -20,11 +20,15 @@ from lpnet.slab import Comm
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
 
 
-@pytest.mark.parametrize(("layers", "controls"), [(7, None), (7, Controls(4))])
-def test_the_steps_are_those_of_one_rank(layers: int, controls: Any, comm: Comm) -> None:
+CYCLES = MGRIT(coarsening=3, cycles=0)
+CONTROL = {"T": 5.0, "forward": CYCLES, "adjoint": CYCLES, "control": Adaptive(0.1, every=2)}
+
+
+@pytest.mark.parametrize(("layers", "more"), [(7, {}), (7, {"controls": Controls(4)}), (24, CONTROL)])
+def test_the_steps_are_those_of_one_rank(layers: int, more: dict[str, Any], comm: Comm) -> None:
     runs = []
     for ranks in (comm, Comm()):
-        net = chain(layers, ranks, controls=controls)
+        net = chain(layers, ranks, **more)
         gn = GaussNewton(net, lr=2.0, penalties=[Tikhonov(net[1], 1e-2), TimeDerivative(net[1], 1e-2)])
         reports = [gn.step_on(normal(6, 2), LABEL) for _ in range(4)]
         weights = [p.detach() if slab_of(p) is None else slab_of(p).gather(p) for p in net.parameters()]
