@@ -2,11 +2,11 @@
 """Benchmarks of lpnet: ratios of medians, all contestants side by side in one run.
 
     mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
-    python scripts/bench.py optimizers [--layers 32 --work 600 --problems peaks ellipses swissroll]
+    python scripts/bench.py optimizers [--layers 32 --work 600 --problems peaks ellipses swissroll --docs docs]
 
 `gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
 one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
-optimizers.png in docs (--docs: another folder).
+optimizers.png in runs/bench-optimizers (--docs: another folder). Exit code 2: something given is not allowed.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from optimizers import PROBLEMS, optimizers
@@ -247,30 +248,63 @@ def report(args: argparse.Namespace, ranks: int, results: list[Result], memory: 
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors are one line in the form of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bench.py: error: {message.removeprefix('argument ')}\n")
+
+
+def number(least: float, kind: type = int) -> Callable[[str], float]:
+    """A type of arguments: finite numbers of at least `least`."""
+    form = f"a whole number of at least {least}" if kind is int else f"a finite number of at least {least:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise argparse.ArgumentTypeError(f"{text} given, {form} allowed")
+        return value
+
+    return parse
+
+
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("gradient", help="one full gradient against autograd")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers")
+    one = commands.add_parser("gradient", help="one full gradient against autograd", allow_abbrev=False)
     one.set_defaults(run=gradient)
     for key, value in {"layers": 256, "width": 32, "batch": 256, "coarsening": 16, "seed": 0}.items():
-        one.add_argument(f"--{key}", type=int, default=value)
+        one.add_argument(f"--{key}", type=number(int(key != "seed")), default=value)
     one.add_argument("--T", type=float, default=4.0)
     one.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    one.add_argument("--rounds", type=int, default=21)
-    one.add_argument("--warmup", type=int, default=3)
+    one.add_argument("--rounds", type=number(1), default=21)
+    one.add_argument("--warmup", type=number(0), default=3)
     one.add_argument("--json", help="write the table to this file")
-    two = commands.add_parser("optimizers", help="objective against work and time of the optimizers")
+    two = commands.add_parser(
+        "optimizers", help="objective against work and time of the optimizers", allow_abbrev=False
+    )
     two.set_defaults(run=lambda args: optimizers(args, versions()))
-    for key, value in {"layers": 32, "work": 600, "seed": 0, "iterations": 20}.items():
-        two.add_argument(f"--{key}", type=int, default=value)
-    two.add_argument("--tol", type=float, default=0.1, help="of the inner solves, after at most so many --iterations")
-    two.add_argument("--radius", type=float, default=2.0, help="of the inner solves; 0: none")
+    two.add_argument("--layers", type=number(1), default=32, help="of the trunks (32)")
+    two.add_argument("--work", type=number(1), default=600, help="of each optimizer, in gradients (600)")
+    two.add_argument("--seed", type=number(0), default=0, help="of data and initial weights (0)")
+    two.add_argument("--iterations", type=number(1), default=20, help="of the inner solves, at most (20)")
+    two.add_argument("--tol", type=number(0, float), default=0.1, help="of the inner solves (0.1)")
+    two.add_argument("--radius", type=number(0, float), default=2.0, help="of the inner solves (2); 0: none")
     two.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    two.add_argument("--docs", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
+    two.add_argument(
+        "--docs", type=Path, default=Path("runs/bench-optimizers"),
+        help="folder for optimizers.png and results/optimizers.json, which are overwritten (runs/bench-optimizers)",
+    )  # fmt: skip
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.run(args)
+    try:
+        args.run(args)
+    except lpnet.InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 import lpnet
 from lpnet import data, optim, regularizers, slab
 from lpnet.data import DataOptions
-from lpnet.experiments import style
+from lpnet.experiments import folder, style
 from lpnet.plots import save
 
 ADAM = (3e-3, 1e-2, 3e-2)
@@ -219,13 +219,17 @@ def rounded(curve: Curve) -> dict[str, Any]:
 
 
 def optimizers(args: argparse.Namespace, about: dict[str, str]) -> None:
-    """Run, print, and write the figures and the picture."""
+    """Run, print, and write the figures and the picture.
+
+    Raises:
+        InputError: the folder cannot be written, or a setting is not allowed.
+    """
+    folder.make(args.docs / "results", "--docs")
     found = {name: raced(name, args) for name in args.problems}
     keys = ("layers", "seed", "work", "iterations", "tol", "radius")
     settings = {key: getattr(args, key) for key in keys} | {"rates of Adam": ADAM}
     problems = {name: asdict(PROBLEMS[name]) for name in found}
     curves = {name: [rounded(curve) for curve in several] for name, several in found.items()}
-    (args.docs / "results").mkdir(parents=True, exist_ok=True)
     whole = {"settings": settings, "problems": problems, "versions": about, "curves": curves}
     (args.docs / "results" / "optimizers.json").write_text(json.dumps(whole) + "\n")
     drawn(found, args.layers, args.docs / "optimizers.png")

@@ -35,3 +35,28 @@ def test_optimizers_start_alike_and_descend(tmp_path):
         assert curve["objective"][-1] < curve["objective"][0]
         assert len(curve["work"]) == len(curve["seconds"]) == len(curve["objective"]) == curve["steps"] + 1
     assert (tmp_path / "optimizers.png").stat().st_size > 10_000
+
+
+def test_optimizers_refuse_what_they_cannot_do_before_the_run(tmp_path):
+    """Exit code 2, one line, and nothing written."""
+    (tmp_path / "file").touch()
+    cases = {
+        ("--work", "-1"): "--work: -1 given, a whole number of at least 1 allowed",
+        ("--layers", "0"): "--layers: 0 given, a whole number of at least 1 allowed",
+        ("--tol", "nan"): "--tol: nan given, a finite number of at least 0 allowed",
+        ("--docs", str(tmp_path / "file")): "a folder that can be written allowed",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    running = {
+        says: subprocess.Popen(
+            [sys.executable, str(SCRIPT), "optimizers", *given], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        for given, says in cases.items()
+    }
+    for says, process in running.items():
+        error = process.communicate(timeout=100)[1]
+        assert process.returncode == 2
+        assert error.startswith("bench.py: error: --")
+        assert error.endswith(says + "\n")
+        assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

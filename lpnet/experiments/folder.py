@@ -27,8 +27,8 @@ beside each picture has its numbers, settings and versions.
 """
 
 
-def make(path: Path) -> None:
-    """Make the folder.
+def make(path: Path, key: str = "--out") -> None:
+    """Make the folder that this option names.
 
     Raises:
         InputError: it cannot be made or written to.
@@ -40,7 +40,7 @@ def make(path: Path) -> None:
         trial.unlink()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--out: {str(path)!r} given ({reason}), a folder that can be written allowed") from None
+        raise InputError(f"{key}: {str(path)!r} given ({reason}), a folder that can be written allowed") from None
 
 
 def write(folder: Path, experiment: Experiment, context: Context, result: Result, seconds: float) -> None:
