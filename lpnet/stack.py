@@ -31,11 +31,25 @@ def seed_of(*key: int) -> int:
 
 
 class Call(nn.Module):
-    """Lets `functional_call` reach the terms of a module."""
+    """Lets `functional_call` reach the terms of a module, whose parts and weights may be shared."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        named = dict(module.named_parameters())
+        first = {id(p): name for name, p in named.items()}
+        self._places: dict[str, list[str]] = {name: [] for name in named}
+        for path, part in module.named_modules():  # each part once
+            for leaf, p in part._parameters.items():
+                if p is not None:
+                    self._places[first[id(p)]].append(f"module.{path}.{leaf}" if path else f"module.{leaf}")
+
+    def at(self, theta: Weights, term: str, y: Tensor) -> Tensor:
+        """The term at y with these weights, each in all its places."""
+        named = {place: value for name, value in theta.items() for place in self._places[name]}
+        # torch's own way with ties puts back a tensor for the parameter of a part that has two names
+        found: Tensor = functional_call(self, named, (term, y), tie_weights=False)
+        return found
 
     def forward(self, term: str, y: Tensor) -> Tensor:
         return self.module(y) if term == "f" else getattr(self.module, term)(y)
@@ -67,8 +81,7 @@ class Stack:
         """f(y) with the weights of one layer, in the mode of the forward pass (an adjoint may come after a switch)."""
         if self.module.training != training:
             self.module.train(training)
-        named = {f"module.{name}": value for name, value in theta.items()}
-        return functional_call(self._call, named, (term, y))
+        return self._call.at(theta, term, y)
 
     def fields(self, theta: Weights, seeds: list[int] | None = None) -> dict[str, Field]:
         """Fields of these stacked weights."""
@@ -147,7 +160,7 @@ class Stack:
             raise InputError(f"input: shape {tuple(y.shape)} given, (batch, {self.module.width}) needed")
 
     def is_random(self, y: Tensor) -> bool:
-        """Whether evaluations of the module in its present mode draw random numbers; checks its shape as well."""
+        """Whether evaluations of the module in its present mode draw random numbers; checks what it does as well."""
         mode = self.module.training
         if self.fast:
             return False
@@ -158,13 +171,19 @@ class Stack:
     def _probe(self, term: str, y: Tensor) -> bool:
         before = [b.clone() for b in self.module.buffers()]
         devices = [y.device] if y.is_cuda else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():  # with versions of tensors
             state = _random_state(devices)
-            k = self._call(term, y.detach().clone())
+            source = y.detach().clone()
+            version = source._version
+            k = self._call(term, source)
+            changed = source._version != version
             drew = not all(torch.equal(a, b) for a, b in zip(state, _random_state(devices), strict=True))
         if not isinstance(k, Tensor) or k.shape != y.shape:
             given = tuple(k.shape) if isinstance(k, Tensor) else type(k).__name__
             raise InputError(f"dynamics: maps a state of shape {tuple(y.shape)} to {given}, the same shape is needed")
+        if changed:
+            name = type(self.module).__name__
+            raise InputError(f"dynamics: {name} given, which changes its input in place; a new tensor for dy/dt needed")
         if any(not torch.equal(a, b) for a, b in zip(before, self.module.buffers(), strict=True)):
             raise InputError("dynamics: changes its buffers when it is evaluated, only fixed buffers are allowed")
         return drew

@@ -93,6 +93,13 @@ class Overwriting(Linear):
         return y.mul_(0.5)
 
 
+class Rectifying(Linear):
+    """Changes its input once: the second time nothing is left to change."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.relu_(y) + self.linear(y)
+
+
 class Counting(Linear):
     def __init__(self) -> None:
         super().__init__()
@@ -152,6 +159,7 @@ FAULTS = [
     (Bare, "shape", "no parameters"),
     (Noisy, "deterministic", "two evaluations"),
     (Overwriting, "input", "in place"),
+    (Rectifying, "input", "in place"),
     (Counting, "buffers", "LayerNorm"),
     (Normed, "buffers", "LayerNorm"),
     (Centred, "examples", "depend on each other"),

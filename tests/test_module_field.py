@@ -119,17 +119,37 @@ def test_dynamics_that_do_not_depend_on_the_state() -> None:
     assert_gradients(user_trunk(Constant(), how="two levels", init="constant"))
 
 
-def test_modules_that_overwrite_their_input() -> None:
-    """Are refused or harmless: the caller's batch stays, and the result is that of the same module out of place."""
+def test_modules_that_overwrite_their_input_are_refused() -> None:
+    """Also where this input would stay as it is; in y + h f(y) it is not said which of the two y there is."""
     y = data()[0]
-    given, trunk = y.clone(), user_trunk(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)), seed=1)
-    try:
-        out = trunk(given)
-    except InputError:
-        out = None
-    assert torch.equal(given, y)
-    safe = user_trunk(nn.Sequential(nn.ReLU(), nn.Linear(WIDTH, WIDTH)), seed=1)
-    assert out is None or error(out.detach(), safe(y).detach()) < 1e-13
+    for given in (y.clone(), y.abs()):
+        before, trunk = given.clone(), user_trunk(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)))
+        for mode in (torch.enable_grad(), torch.inference_mode()):
+            with mode, pytest.raises(InputError, match="dynamics: Sequential given, which changes its input in place"):
+                trunk(given)
+        assert torch.equal(given, before)
+    user_trunk(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)))(y)
+
+
+class Shared(nn.Module):
+    """One part under two names, and one weight in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.second, self.other.weight = self.first, self.first.weight
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.other(torch.tanh(self.second(torch.tanh(self.first(y)))))
+
+
+def test_modules_with_shared_weights() -> None:
+    trunk = user_trunk(Shared(), how="two levels")
+    assert list(trunk.theta) == ["first.weight", "first.bias", "other.bias"]
+    assert_gradients(trunk)
+    again = trunk.as_sequential()  # of a trunk that has been used
+    assert error(again(data()[0]).detach(), trunk.requires_grad_(False)(data()[0])) < 1e-6
+    assert lpnet.check(Shared()).ok
 
 
 class Failing(nn.Module):

@@ -47,8 +47,8 @@ def _problem(module: nn.Module, term: str, y: Tensor, theta: Weights) -> str:
 
 def purity(subject: Subject) -> Iterator[Finding]:
     """The same result at each evaluation, and nothing changed by it."""
-    y = subject.y
-    repeated = all(torch.equal(subject.f(term, y), subject.f(term, y)) for term in subject.terms)
+    y = subject.y  # which is examined with copies until it is known to be left alone
+    repeated = all(torch.equal(subject.f(term, y.clone()), subject.f(term, y.clone())) for term in subject.terms)
     if not repeated:
         text = "two evaluations in evaluation mode differ; a relaxation would never converge. Draw nothing in forward()"
         yield Finding("deterministic", "failed", text)
@@ -73,9 +73,11 @@ def _draws(subject: Subject) -> bool:
 def _untouched(subject: Subject) -> Finding:
     for term in subject.terms:
         y = subject.y.clone()
+        version = y._version
         subject.f(term, y)
-        if not torch.equal(y, subject.y):
-            return Finding("input", "failed", f"{_said(term)} changes its input in place; make a new tensor")
+        if y._version != version or not torch.equal(y, subject.y):
+            text = f"{_said(term)} changes its input in place, which a trunk refuses; make a new tensor"
+            return Finding("input", "failed", text)
     return Finding("input", "ok", "is left as it was")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lpnet.dynamics import Dynamics
 from lpnet.errors import InputError
@@ -59,9 +58,7 @@ class Subject:
 
     def f(self, term: str, y: Tensor, theta: Weights | None = None) -> Tensor:
         """A term at y, with the module's own weights or others."""
-        named = {f"module.{name}": value for name, value in (self.theta if theta is None else theta).items()}
-        found: Tensor = functional_call(self._call, named, (term, y))
-        return found
+        return self._call.at(self.theta if theta is None else theta, term, y)
 
     def functions(self) -> dict[str, Callable[[Tensor, Weights], Tensor]]:
         """term -> (y, theta) -> f(y)."""
