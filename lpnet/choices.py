@@ -28,6 +28,10 @@ SCHEDULES: dict[str, dict[str, float]] = {
 SOLVERS: dict[str, type[MGRIT] | type[Serial]] = {"mgrit": MGRIT, "serial": Serial}
 
 
+LARGEST = 1e15
+"""Largest number of the configuration: float32 holds products of two such. Beyond it there are slips of the finger."""
+
+
 def require(ok: bool, key: str, given: object, allowed: str) -> None:
     """Raise `InputError` in the form that all keys share, unless `ok`."""
     if not ok:
@@ -41,17 +45,23 @@ def whole(key: str, given: object, least: int) -> None:
 
 
 def number(key: str, given: object, low: float = 0.0, high: float = math.inf) -> None:
-    """Require a finite number in [low, high]; None passes."""
+    """Require a finite number in [low, high], of no more than `LARGEST` in size; None passes."""
     finite = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
     ok = finite and low <= given <= high  # type: ignore[operator]
-    allowed = f"a finite number of at least {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-    require(ok or given is None, key, given, allowed)
+    allowed = "a finite number" + (f" of at least {low:g}" if low > -math.inf else "")
+    require(ok or given is None, key, given, allowed + (f" and at most {high:g}" if high < math.inf else ""))
+    _no_slip(key, given)
 
 
 def positive(key: str, given: object) -> None:
-    """Require a finite number above 0; None passes."""
+    """Require a finite number above 0, at most `LARGEST`; None passes."""
     ok = isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < math.inf
     require(ok or given is None, key, given, "a finite number above 0")
+    _no_slip(key, given)
+
+
+def _no_slip(key: str, given: Any) -> None:
+    require(given is None or abs(given) <= LARGEST, key, given, f"at most {LARGEST:g} in size")
 
 
 def one_of(key: str, given: object, allowed: Iterable[str], why: str = "") -> None:

@@ -6,6 +6,7 @@ given and what is allowed.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,6 +38,9 @@ from lpnet.sections import Control, OneShot, Regularizer, Run, Training
 MOST_LAYERS = 1_000_000
 """More than any machine trains; beyond it a slip of the finger would end in a lack of memory."""
 
+MOST_WIDTH = 100_000
+"""The same of the features of a state, and of those between two matrices of a layer."""
+
 LAYER_KEYS = ("gamma", "hidden", "form")
 """Keys of the trunk that belong to some dynamics only,"""
 
@@ -66,7 +70,8 @@ class Trunk:
             back), or reverse (verlet and leapfrog: undone from the last state).
         gradient: discrete (the gradient of what is computed), or continuous (the adjoint equation, discretised on its
             own; euler only).
-        gamma: of dense and antisymmetric: damping γ of σ((K − γI)y + b), σ((K − Kᵀ − γI)y + b). Default 0.
+        gamma: of dense and antisymmetric: damping γ of σ((K − γI)y + b), σ((K − Kᵀ − γI)y + b), below 0 growth.
+            Default 0.
         hidden: of two_layer, double_symmetric, second_order: width between the matrices. Default: that of the trunk.
         form: of hamiltonian: slides (−σ(Ky + b), σ(Kᵀz + b)), or package (K and Kᵀ exchanged). Default slides.
         start: of verlet and leapfrog: half (second order), or zero (z_0 = 0 stands for z half a step earlier). Default
@@ -95,7 +100,10 @@ class Trunk:
             require(getattr(self, key) is not None, f"trunk.{key}", None, "a number")
         whole("trunk.layers", self.layers, 1)
         require(self.layers <= MOST_LAYERS, "trunk.layers", self.layers, f"at most {MOST_LAYERS}")
-        whole("trunk.width", self.width, 1)
+        for key in ("width", "hidden"):
+            given = getattr(self, key)
+            whole(f"trunk.{key}", given, 1)
+            require(given is None or given <= MOST_WIDTH, f"trunk.{key}", given, f"at most {MOST_WIDTH}")
         positive("trunk.T", self.T)
         one_of("trunk.dynamics", self.dynamics, dynamics.REGISTRY)
         one_of("trunk.activation", self.activation, ACTIVATIONS)
@@ -115,8 +123,7 @@ class Trunk:
             how_of(steppers.REGISTRY[self.stepper_name](), self.store, self.gradient)
         except InputError as error:
             raise InputError(f"trunk.{error}") from None
-        number("trunk.gamma", self.gamma)
-        whole("trunk.hidden", self.hidden, 1)
+        number("trunk.gamma", self.gamma, -math.inf)
         if self.form is not None:
             one_of("trunk.form", self.form, FORMS)
         if self.start is not None:
