@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from reference import ALL_KINDS, F64, dynamics
+from reference import ALL_KINDS, dynamics
 from torch import Tensor, nn
 
 import lpnet
 from lpnet import InputError
-from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
+from lpnet.steppers import AB3, RK4, Euler
 
 
 class Linear(nn.Module):
@@ -195,99 +195,14 @@ def test_what_is_worth_knowing_is_a_note() -> None:
     assert "store='reverse' is refused" in kinked["reversal"].text
 
 
-# ---- stability -------------------------------------------------------------------------------------------------------
-
-
-class Oscillator(nn.Module):
-    """Frequencies up to 3."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([1.0, 3.0], dtype=F64))
-
-    def forward(self, y: Tensor) -> Tensor:
-        u, v = y.chunk(2, 1)
-        return torch.cat([self.w * v, -self.w * u], 1)
-
-
-class Partitioned(Oscillator):
-    def kick(self, y: Tensor) -> Tensor:
-        return -self.w * y
-
-    def drift(self, z: Tensor) -> Tensor:
-        return self.w * z
-
-
-class Kicked(Oscillator):
-    def kick(self, y: Tensor) -> Tensor:
-        return -(self.w**2) * y
-
-
-@pytest.mark.parametrize(
-    ("module", "stepper", "limit"),
-    [(Oscillator, RK4(), 2.828), (Oscillator, AB3(), 0.72363), (Partitioned, Verlet(), 2), (Kicked, Leapfrog(), 2)],
-)
-def test_largest_step_is_the_limit_over_the_frequency(module: Any, stepper: Stepper, limit: float) -> None:
-    features = 4 if module is Oscillator else 2
-    report = lpnet.check(module(), stepper, features=features)
-    assert report["stability"].value == pytest.approx(limit / 3, rel=0.03)
-    assert "|Im λ| up to 3" in report["spectrum"].text
-    assert report.ok
-    beyond = lpnet.check(module(), stepper, features=features, h=1.1 * limit / 3)
-    assert beyond["stability"].status == "note"
-    assert "grow by a factor" in beyond["stability"].text
-    if stepper.reversible:
-        assert beyond["reversal"].status == "failed"
-        assert "0 < αβ < 4 fails" in beyond["reversal"].text
-
-
-def test_steps_too_long_for_a_coarse_grid_are_told() -> None:
-    report = lpnet.check(Partitioned(), Verlet(), features=2, h=0.6)
-    assert report.ok
-    assert (report["coarse"].status, report["coarse"].value > 2.85) == ("note", True)
-    assert "take a smaller h" in report["coarse"].text
-    assert lpnet.check(Partitioned(), Verlet(), features=2, h=0.02)["coarse"].status == "ok"
-
-
-def test_euler_on_an_oscillator_is_never_stable() -> None:
-    report = lpnet.check(Oscillator(), features=4)
-    assert (report["stability"].status, report["stability"].value) == ("note", 0.0)
-    assert report.ok
-
-
-def test_growth_of_the_flow_itself_is_told() -> None:
-    report = lpnet.check(nn.Linear(1, 1, bias=False).requires_grad_(True), features=1)
-    growing = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(growing.weight, 0.7)
-    report = lpnet.check(growing)
-    assert report["spectrum"].value == pytest.approx(0.7)
-    assert "grow like exp(0.7 t)" in report["spectrum"].text
-    assert report["stability"].status == "ok"
-
-
 # ---- arguments -------------------------------------------------------------------------------------------------------
-
-
-def test_steppers_that_do_not_fit() -> None:
-    report = lpnet.check(Partitioned(), Leapfrog(), features=2)
-    assert "needs kick() alone and would leave out the rest" in report["stepper"].text
-    assert "lpnet.steppers.Verlet()" in report["stepper"].text
-    assert "which needs forward()" in lpnet.check(Kicked(), Euler(), features=2)["stepper"].text
-
-    class Drifting(Oscillator):
-        terms = ("drift",)
-
-        def drift(self, z: Tensor) -> Tensor:
-            return self.w * z
-
-    assert lpnet.check(Drifting(), features=2).stepper == "none"
 
 
 @pytest.mark.parametrize(
     ("key", "arguments"),
     [
         ("dynamics", {"dynamics": torch.tanh}),
-        ("features", {"dynamics": Oscillator()}),
+        ("features", {"dynamics": Bare()}),
         ("features", {"features": (4, 0)}),
         ("features", {"features": "four"}),
         ("stepper", {"stepper": "euler"}),

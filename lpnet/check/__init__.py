@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lpnet.check import layer, steps
+from lpnet.check.order import order
 from lpnet.check.report import CheckReport, Finding
 from lpnet.check.subject import Subject
 from lpnet.errors import InputError
@@ -31,7 +32,7 @@ def check(
 
     Looked at are: shapes and types; that evaluations repeat themselves, leave input and buffers alone and treat
     examples apart; the gradient by finite differences and the adjoint by a dot product; the eigenvalues of the Jacobian
-    and the steps that are stable on them; reversal; the gradient of a short trunk; the order of the coarse step.
+    and the steps that are stable on them; reversal; the gradient of a short trunk; the orders of fine and coarse steps.
 
     Args:
         dynamics: a module of one layer, built in or your own; a copy is examined, in float64.
@@ -78,7 +79,7 @@ def _steps(subject: Subject, stepper: Stepper | None, h: float | None) -> list[F
         return [Finding("stepper", "failed", text)]
     require_terms(subject.module, stepper)
     small = h if h is not None else steps.small(subject)
-    found = [*steps.spectrum(subject, stepper, h), steps.reversal(subject, stepper, small)]
+    found = [order(stepper), *steps.spectrum(subject, stepper, h), steps.reversal(subject, stepper, small)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "lpnet")  # of unstable trunks, which the report speaks of
         return [*found, steps.trunk(subject, stepper, small), steps.coarse(subject, stepper, small)]

@@ -69,8 +69,16 @@ class Spectrum:
         still = self.values[self.values.real <= 1e-7 * self.size]
         return float(stability.radius(self.stepper, h * still).max()) if len(still) else 1.0
 
+    @property
+    def turns(self) -> bool:
+        """Whether there are parts that only turn."""
+        still = np.abs(self.values.real) <= 1e-7 * self.size
+        return bool((still & (np.abs(self.values.imag) > 1e-3 * self.size)).any())
+
     def largest_step(self) -> float:
         """The largest h at which no such part grows, to two percent; 0 where there is none."""
+        if self.turns and not stability.limit(self.stepper):  # growth may begin with a high power of h
+            return 0.0
         steps = np.geomspace(1e-2, 20.0, 400) / (self.size or 1.0)
         first = next((i for i, h in enumerate(steps) if self.factor(float(h)) > 1 + 1e-6), len(steps))
         return float(steps[first - 1]) if first else 0.0
@@ -93,11 +101,16 @@ def _stable(found: Spectrum, h: float | None) -> Finding:
     name, most = type(found.stepper).__name__, found.largest_step()
     limit = f"parts that do not grow by themselves stay bounded for h up to {most:.3g}"
     if not most:
-        limit = "parts that only turn grow for every h, by about exp(½Thω²); more layers, a shift γ, RK4 or AB3 help"
+        at = 0.1 / found.size
+        rate = math.log(found.factor(at)) / at
+        limit = (
+            f"parts that only turn grow for every h, like exp({rate:.1e} t) at h = {at:.3g}; "
+            "more layers, a shift γ, RK4 or AB3 help"
+        )
     if h is None:
         return Finding("stability", "ok" if most else "note", f"{name}: {limit}", most)
     factor = found.factor(h)
-    if factor <= 1 + 1e-6:
+    if most and factor <= 1 + 1e-6:
         return Finding("stability", "ok", f"{name} is stable at h = {h:g}: {limit}", most)
     text = f"{name} at h = {h:g} makes them grow by a factor {factor:.4g} in each layer: {limit}"
     return Finding("stability", "note", text, most)
