@@ -4,7 +4,8 @@
 
 A layer that makes a choice (``--solver.forward.kind serial``, ``--optimizer.name sgd``, ``--training.epochs 3``) also
 takes back what the layers below it gave for another choice (``cycles``, ``betas``, ``steps``); what contradicts itself
-within one layer is an error. Whatever cannot be used is an `InputError` of one line.
+within one layer is an error, and a layer that chooses nothing takes nothing back. Whatever cannot be used is an
+`InputError` of one line.
 """
 
 import argparse
@@ -104,10 +105,17 @@ def _undone(lower: Flat, upper: Flat) -> Iterator[str]:
             yield from (key for key in lower if key.startswith(section + ".") and key.rpartition(".")[2] not in own)
     if upper.get("training.method", lower["training.method"]) != lower["training.method"]:
         yield from (f"solver.{which}.{key}" for which in ("forward", "adjoint") for key in ("cycles", "initial"))
+    levels, shares = upper.get("multilevel.levels"), lower["multilevel.shares"]
+    if levels is not None and shares is not None and len(shares) != levels:
+        yield "multilevel.shares"
     yield from _undone_trunk(lower, upper)
 
 
 def _undone_trunk(lower: Flat, upper: Flat) -> Iterator[str]:
+    if upper.get("trunk.controls", 1) is None:
+        yield "trunk.basis"
+    if not {"trunk.dynamics", "trunk.stepper"} & upper.keys():
+        return
     name = upper.get("trunk.dynamics", lower["trunk.dynamics"])
     stepper = upper.get("trunk.stepper", lower["trunk.stepper"])
     if name not in dynamics.REGISTRY or stepper not in (None, *steppers.REGISTRY):
@@ -116,8 +124,14 @@ def _undone_trunk(lower: Flat, upper: Flat) -> Iterator[str]:
     if stepper not in fitting:
         yield "trunk.stepper"
         stepper = fitting[0]
-    own = trunk_options(name, stepper)
+    own, kind = trunk_options(name, stepper), steppers.REGISTRY[stepper]
     yield from (f"trunk.{key}" for key in LAYER_KEYS + STEPPER_KEYS if key not in own)
+    if not kind.reversible and lower["trunk.store"] == "reverse":
+        yield "trunk.store"
+    if not kind.continuous:
+        yield "trunk.gradient"
+    if not kind.takes_passes:
+        yield from (f"solver.{which}.passes" for which in ("forward", "adjoint"))
 
 
 # ---- jsonargparse --------------------------------------------------------------------------------------------------

@@ -110,6 +110,45 @@ def test_a_choice_takes_back_the_options_of_the_former_choice(tmp_path: Path) ->
     assert config.data.train is None
 
 
+@pytest.mark.parametrize("later", [[], ["--trunk.layers", "64"]])
+@pytest.mark.parametrize(
+    ("trunk", "key"),
+    [
+        ("{dynamics: hamiltonian, stepper: euler}", "stepper: 'euler'"),
+        ("{dynamics: dense, hidden: 5}", "hidden: 5"),
+        ("{dynamics: hamiltonian, gamma: 0.5}", "gamma: 0.5"),
+        ("{start: zero}", "start: 'zero'"),
+        ("{form: package}", "form: 'package'"),
+        ("{dynamics: dense, store: reverse}", "store: 'reverse'"),
+        ("{controls: null, basis: linear}", "basis: 'linear'"),
+    ],
+)
+def test_a_contradiction_within_one_file_is_an_error(trunk: str, key: str, later: list[str], tmp_path: Path) -> None:
+    """Also where later layers follow, which choose nothing and so take nothing back."""
+    with pytest.raises(InputError, match=rf"^trunk\.{key} given"):
+        parse(["peaks", "--config", write(tmp_path, f"trunk: {trunk}\n"), *later])
+
+
+SHARES = "multilevel.shares"
+
+
+@pytest.mark.parametrize(
+    ("saved", "chosen", "key", "value"),
+    [
+        (["peaks", "--trunk.controls=8"], "--trunk.controls=null", "trunk.basis", None),
+        (["ellipses", "--trunk.store=reverse"], "--trunk.dynamics=dense", "trunk.store", "all"),
+        (["ellipses", "--trunk.store=reverse"], "--trunk.dynamics=second_order", "trunk.store", "reverse"),
+        (["ellipses", "--trunk.store=cpoints"], "--trunk.dynamics=dense", "trunk.store", "cpoints"),
+        (["peaks", "--trunk.gradient=continuous"], "--trunk.stepper=rk4", "trunk.gradient", "discrete"),
+        (["peaks", "--multilevel.levels=2", "--multilevel.shares=[1,2]"], "--multilevel.levels=3", SHARES, None),
+    ],
+)
+def test_a_choice_over_a_saved_run(saved: list[str], chosen: str, key: str, value: object, tmp_path: Path) -> None:
+    path = write(tmp_path, dump(parse(saved)))
+    section, name = key.split(".")
+    assert getattr(getattr(parse(["--config", path, chosen]), section), name) == value
+
+
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(
     "choice",
