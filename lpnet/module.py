@@ -84,6 +84,8 @@ class LayerParallel(nn.Module):
     ) -> None:
         super().__init__()
         self.stepper = stepper if stepper is not None else Euler()
+        if not isinstance(self.stepper, Stepper):
+            raise InputError(f"stepper: {stepper!r} given, an object such as lpnet.steppers.Euler() or None allowed")
         how = how_of(self.stepper, store, gradient)
         self.store, self.gradient = store, gradient
         self.forward_solver = forward if forward is not None else MGRIT()
@@ -92,6 +94,9 @@ class LayerParallel(nn.Module):
         if control is not None and not isinstance(control, Adaptive):
             raise InputError(f"control: {control!r} given, an lpnet.Adaptive or None allowed")
         self.layers, self.T, self.seed, self.h = int(layers), float(T), seed, float(T) / int(layers)
+        for key, options in (("forward", self.forward_solver), ("adjoint", self.adjoint_solver)):
+            if not isinstance(options, SolverOptions):
+                raise InputError(f"{key}: {options!r} given, an lpnet.MGRIT(), an lpnet.Serial() or None allowed")
         self.comm = as_comm(comm)
         self.exact = False
         self.info = Infos()
@@ -100,6 +105,7 @@ class LayerParallel(nn.Module):
             raise InputError(f"controls: {controls!r} given, an lpnet.Controls or None allowed")
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype: {dtype} given, torch.float32 or torch.float64 allowed")
+        _check_device(device)
         self._stack = Stack(dynamics, self.stepper)
         self._stack.module.to(device=device, dtype=dtype)
         unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
@@ -277,12 +283,19 @@ def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
 def _check(layers: Any, T: Any, seed: Any, init: str) -> None:
     if isinstance(layers, bool) or not isinstance(layers, Integral) or layers < 1:
         raise InputError(f"layers: {layers!r} given, a whole number of at least 1 allowed")
-    if not isinstance(T, Real) or not math.isfinite(T) or T <= 0:
+    if isinstance(T, bool) or not isinstance(T, Real) or not math.isfinite(T) or T <= 0:
         raise InputError(f"T: {T!r} given, a positive finite number allowed")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: {seed!r} given, a whole number of at least 0 allowed")
     if init not in ("constant", "random"):
         raise InputError(f"init: {init!r} given, one of constant, random allowed")
+
+
+def _check_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
+        raise InputError(f"device: {device!r} given, 'cpu' or another device of this machine allowed") from None
 
 
 def _register(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -211,10 +211,18 @@ def _mpi_world() -> Comm:
 
 
 def as_comm(comm: Any) -> Comm:
-    """A `Comm` from None (the world), a `Comm`, or an mpi4py communicator."""
+    """A `Comm` from None (the world), a `Comm`, or an mpi4py communicator.
+
+    Raises:
+        InputError: anything else.
+    """
     if comm is None:
         return world()
-    return comm if isinstance(comm, Comm) else MPIComm(comm)
+    if isinstance(comm, Comm):
+        return comm
+    if isinstance(comm, type) or not hasattr(comm, "Dup"):
+        raise InputError(f"comm: {comm!r} given, an mpi4py communicator, an lpnet.slab.Comm or None allowed")
+    return MPIComm(comm)
 
 
 def layer_squares(stack: Tensor) -> Tensor:

@@ -151,6 +151,8 @@ class Stack:
 
     def check_input(self, y: Tensor) -> None:
         """Raise `InputError` for an input that does not fit, or a module that changes shape or buffers."""
+        if not isinstance(y, Tensor):
+            raise InputError(f"input: {y!r} given, a tensor (batch, *features) needed")
         if y.ndim < 2:
             raise InputError(f"input: shape {tuple(y.shape)} given, (batch, *features) needed")
         own = next(self.module.parameters(), None)

@@ -217,7 +217,11 @@ def test_any_batch(batch: int) -> None:
     ("key", "given"),
     [
         *(("layers", v) for v in (0, -1, 2.0, True, "8", None)),
-        *(("T", v) for v in (0, -1.0, math.nan, math.inf, "1", None)),
+        *((key, v) for key in ("forward", "adjoint") for v in ("mgrit", lpnet.MGRIT, 3)),
+        *(("stepper", v) for v in ("rk4", lpnet.steppers.RK4)),
+        *(("comm", v) for v in (3, Comm)),
+        *(("device", v) for v in ("tpu", "cuda:99", [])),
+        *(("T", v) for v in (True, 0, -1.0, math.nan, math.inf, "1", None)),
         *(("seed", v) for v in (-1, 0.5, None)),
         ("init", "zeros"),
     ],
@@ -226,6 +230,14 @@ def test_bad_arguments(key: str, given: Any) -> None:
     arguments: dict[str, Any] = {"layers": 8, "T": 1.0, "comm": Comm()} | {key: given}
     with pytest.raises(InputError, match=rf"^{key}: .* given, .* allowed$"):
         lpnet.LayerParallel(dynamics("dense"), **arguments)
+
+
+@pytest.mark.parametrize("given", ["x", None, [[0.0]]])
+def test_inputs_that_are_no_tensors(given: Any) -> None:
+    trunk = lpnet.LayerParallel(dynamics("dense"), 4, 1.0, comm=Comm())
+    for call in (trunk, trunk.linearize):
+        with pytest.raises(InputError, match=r"^input: .* given, a tensor \(batch, \*features\) needed$"):
+            call(given)
 
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (BATCH, WIDTH + 1), (BATCH, 2, WIDTH)])
