@@ -60,7 +60,7 @@ class Task:
     start: float | None = None
     opening: str = "pad"
     pcg: tuple[int, float] = (20, 1e-2)
-    enough: float = 1e-3
+    enough: float = 1e-4
     options: dict[str, Any] = field(default_factory=dict)
 
 

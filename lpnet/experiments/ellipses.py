@@ -27,6 +27,7 @@ def run(context: Context) -> Result:
         layers=context.pick(tuple(2**k for k in range(1, 11)), (2, 4, 8, 16)),
         steps=context.pick((20, 20, 15, 10, 8, 5, 5, 4, 3, 3), (12, 10, 8, 6)),
         stepper=Verlet(),
+        classifier=1e-5,
         start=1.0,
     )
     course = problem.course(task)

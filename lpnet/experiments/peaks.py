@@ -60,7 +60,6 @@ def tasks(context: Context) -> dict[str, Task]:
         ddt=1e-4,
         opening="linear",
         pcg=(context.pick(15, 8), 1e-2),
-        enough=1e-4,
     )
     return {
         "unstable: AB3, T = 10": dataclasses.replace(stable, T=10.0),

@@ -17,20 +17,20 @@ from lpnet.steppers import Verlet
 
 BASELINES = {"Hamiltonian": 0.9922, "ResNet": 0.9668, "antisymmetric": 0.9434}
 NAMES = tuple(BASELINES)
-T = 8.0
+T, T_PLAIN = 10.0, 6.0
 
 
 def tasks(context: Context) -> dict[str, Task]:
     """Name -> task."""
     layers = context.pick(tuple(2**k for k in range(1, 11)), (2, 4, 8, 16, 32))
-    steps = context.pick((15, 25, 25, 25, 20, 10, 5, 4, 3, 3), (8, 12, 12, 12, 10))
-    hamiltonian = Task("hamiltonian", 2, T, layers, steps, Verlet(), ddt=3e-4, start=1.0)
+    steps = context.pick((15, 25, 30, 30, 30, 25, 20, 12, 6, 4), (8, 12, 12, 12, 10))
+    hamiltonian = Task("hamiltonian", 2, T, layers, steps, Verlet(), ddt=1e-4, start=1.0)
     plain = dataclasses.replace(
-        hamiltonian, width=4, T=10.0, layers=layers[2:], steps=steps[2:], stepper=None, ddt=1e-3, start=None
+        hamiltonian, width=4, T=T_PLAIN, layers=layers[2:], steps=steps[2:], stepper=None, start=None
     )
     return {
         "Hamiltonian": hamiltonian,
-        "ResNet": dataclasses.replace(plain, kind="dense"),
+        "ResNet": dataclasses.replace(plain, kind="dense", ddt=1e-3),
         "antisymmetric": dataclasses.replace(plain, kind="antisymmetric"),
     }
 
