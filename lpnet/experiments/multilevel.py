@@ -93,7 +93,8 @@ def _see(numbers: dict[str, Any]) -> str:
     levels = multilevel["levels"]
     jumps = ", ".join(f"{100 * row['jump']:.1f} %" for row in levels[1:])
     first, second = lost[0], lost[1]
-    finest = levels[-1]["layers"]
+    finest, last = levels[-1]["layers"], lost[-1]
+    later = f"; after that to {last['layers']} layers it is {percent(last['accuracy_prolongated'])}" if lost[2:] else ""
     return (
         f"Left: with the work of {multilevel['work']:.0f} gradients of {finest} layers training from level to level "
         f"brings the objective to {multilevel['objective']:.3f} (validation {percent(multilevel['accuracy'])}); "
@@ -101,7 +102,7 @@ def _see(numbers: dict[str, Any]) -> str:
         f"steps resolve the dynamics, so that the objective jumps by {jumps} at the refinements, of order h. Right: on "
         f"the swiss roll with T = 20 and {first['layers']} layers, h = {first['h']:g}, a Hamiltonian network reaches "
         f"{percent(first['accuracy'])}, of which {percent(second['accuracy_prolongated'])} are left after the first "
-        f"prolongation; after that to {lost[-1]['layers']} layers it is {percent(lost[-1]['accuracy_prolongated'])}. "
+        f"prolongation{later}. "
         "Prolongation pays once h resolves the dynamics."
     )
 

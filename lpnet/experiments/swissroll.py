@@ -12,7 +12,7 @@ from typing import Any
 
 from lpnet.experiments import ladder
 from lpnet.experiments.base import Context, Result
-from lpnet.experiments.course import Course, Problem, Task, percent
+from lpnet.experiments.course import Course, Problem, Task, listed, percent
 from lpnet.steppers import Verlet
 
 BASELINES = {"Hamiltonian": 0.9922, "ResNet": 0.9668, "antisymmetric": 0.9434}
@@ -65,10 +65,11 @@ def _see(numbers: dict[str, Any]) -> str:
         for name, found in numbers.items()
     )
     last = numbers[NAMES[0]]["levels"][-1]
+    kept = listed([percent(found["levels"][-1]["accuracy_prolongated"]) for found in numbers.values()])
     return (
         f"Validation accuracy with {last['layers']} layers: {reached}. The published networks have 16 or 32 layers. "
         "Each level starts from the weights of the one before, linear in time (open markers: before it is trained). "
-        "With steps that are too long these weights say little of the flow, and accuracy drops to that of guessing; "
-        "as h becomes small the prolongated networks keep what was learnt. At the end the spirals, wound up in the "
-        "plane (lower left), have become two clouds that a straight line separates (lower right)."
+        "With steps that are too long these weights say little of the flow, and accuracy drops to that of guessing; as "
+        f"h becomes small they say more: at the last refinement {kept} are left before training. At the end the "
+        "spirals, wound up in the plane (lower left), have become clouds that a straight line separates (lower right)."
     )
