@@ -67,11 +67,66 @@ def test_draws_depend_on_seed_and_tag() -> None:
     assert len({draw(0, "a"), draw(1, "a"), draw(0, "b")}) == 3
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (DOCS / "gallery").glob("*.json")))
-def test_the_gallery_shows_whole_experiments(name: str) -> None:
-    found = json.loads((DOCS / "gallery" / f"{name}.json").read_text(encoding="utf-8"))
+def shown(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "gallery" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_the_gallery_shows_every_experiment_whole(name: str) -> None:
+    found, one = shown(name), REGISTRY[name]
     page = " ".join((DOCS / "gallery.md").read_text(encoding="utf-8").split())
-    assert (found["number"], found["title"]) == (REGISTRY[name].number, REGISTRY[name].title)
+    assert (found["name"], found["number"], found["title"]) == (name, one.number, one.title)
     assert not found["settings"]["quick"]
     assert (DOCS / "gallery" / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert all(part in page for part in (found["see"], f"`{found['command']}`", f"gallery/{name}.png"))
+    parts = (f"## {one.number}. {one.title}", f"gallery/{name}.png", f"gallery/{name}.json", f"`{found['command']}`")
+    assert all(part in page for part in (*parts, found["see"]))
+
+
+def test_the_gallery_has_nothing_else() -> None:
+    assert sorted(path.name for path in (DOCS / "gallery").iterdir()) == sorted(
+        f"{name}.{kind}" for name in REGISTRY for kind in ("json", "png")
+    )
+
+
+# ---- what the gallery has to reach -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "least"), [("Hamiltonian", 0.995), ("ResNet", 0.99), ("antisymmetric", 0.99)])
+def test_the_swiss_roll_is_learnt(name: str, least: float) -> None:
+    found = shown("swissroll")["numbers"][name]
+    assert found["levels"][-1]["layers"] == 1024
+    assert found["validation_accuracy"] >= least
+
+
+def test_ellipses_are_learnt_in_the_plane() -> None:
+    found = shown("ellipses")["numbers"]
+    assert found["levels"][-1]["layers"] == 1024
+    assert found["validation_accuracy"] >= 0.995
+
+
+def test_peaks_are_learnt_in_few_steps() -> None:
+    found = shown("peaks")["numbers"].values()
+    assert any(one["validation_accuracy"] >= 0.98 and one["outer_steps"] <= 40 for one in found)
+
+
+def test_multilevel_training_pays_where_the_steps_resolve_the_dynamics() -> None:
+    found = shown("multilevel")["numbers"]
+    multilevel, scratch = found["multilevel"], found["scratch"]
+    assert len(multilevel["levels"]) > 2
+    assert multilevel["largest_jump"] < 0.1
+    assert scratch["work"] >= multilevel["work"]
+    assert multilevel["objective"] < scratch["objective"]
+
+
+def test_orders_are_as_stated() -> None:
+    found = shown("orders")["numbers"]["steppers"]
+    orders = {"Euler": 1, "Verlet from zero": 1, "Verlet from half": 2, "Leapfrog from half": 2, "AB3": 3, "RK4": 4}
+    measured = {name: found[name]["measured"] for name in orders}
+    assert measured == pytest.approx(orders, abs=0.15)
+
+
+def test_states_are_reversed_over_1024_layers() -> None:
+    found = shown("reversible")["numbers"]
+    assert found["layers"][-1] == 1024
+    assert max(max(row) for row in found["round_trip_error"].values()) <= 1e-12
