@@ -9,7 +9,6 @@ grid (`lpnet.Controls`) on an axis of control points, which every rank holds.
 
 import copy
 import math
-import warnings
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from lpnet.control import Adaptive, Controller
 from lpnet.controls import Controls, grid_of
 from lpnet.cost import slab_unit
 from lpnet.engine import Engine, Prepared
-from lpnet.errors import InputError
+from lpnet.errors import InputError, warn
 from lpnet.gradient import Propagate
 from lpnet.hierarchy import bounds
 from lpnet.linearize import Linearization
@@ -274,10 +273,7 @@ def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
         if len(levels) > 1 and len(levels[1]) - 1 < least:
             least, what = len(levels[1]) - 1, f"intervals of {levels[1][1]} layers"
     if comm.rank == 0 and comm.size > least:
-        warnings.warn(
-            f"lpnet: {comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level",
-            stacklevel=3,
-        )
+        warn(f"{comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level")
 
 
 def _check(layers: Any, T: Any, seed: Any, init: str) -> None:

@@ -15,7 +15,6 @@ for arbitrarily deep residual neural networks (2018).
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from lpnet.activations import ACTIVATIONS
 from lpnet.dynamics import Dynamics
+from lpnet.errors import warn
 from lpnet.slab import Slab
 from lpnet.steppers import Mix, Stepper
 
@@ -148,10 +148,12 @@ class Outlook:
 
     Attributes:
         stepper: name of the stepper.
-        spectrum: where the eigenvalues λ of the flow lie, "imaginary" or "real".
+        spectrum: where the eigenvalues λ of the flow lie, "imaginary" or "real", or "any", where γ alone is known.
         limit: largest stable h|λ|; 0: there is none.
         value: largest h|λ| of all layers.
         layer: where it is.
+        damping: hγ there, with the largest σ'.
+        most: the largest that is stable on the negative real axis.
         growth: Π ρ(R(hλ_j)) over all layers: what the discretisation may make of a perturbation, by itself.
         round_trip: about the relative error of states that a reversible stepper recomputes, eps Π ρ².
     """
@@ -161,24 +163,38 @@ class Outlook:
     limit: float
     value: float
     layer: int
+    damping: float
+    most: float
     growth: float
     round_trip: float
 
     @property
     def stable(self) -> bool:
-        """Within the limit; where there is none, whether the growth is harmless."""
-        return self.growth <= (HARMLESS if self.limit == 0 else 1.0)
+        """Within the limits; where there is none, whether the growth is harmless."""
+        return not self.overdamped and self.growth <= (HARMLESS if self.limit == 0 else 1.0)
+
+    @property
+    def overdamped(self) -> bool:
+        """Whether the damping alone is beyond its limit."""
+        return self.damping > self.most
 
     def text(self, reverse: bool = False) -> str:
         """In words: what was found, the limit, the value, what to do; `reverse`: states are recomputed backwards."""
-        what = "hω" if self.spectrum == "imaginary" else "h|λ|"
-        said = f"{what} up to {self.value:.3g} (layer {self.layer}), the limit is {self.limit:.5g}"
+        what, where = "hω" if self.spectrum == "imaginary" and not self.damping else "h|λ|", f"layer {self.layer}"
+        if self.damping:
+            where += f", hγ = {self.damping:.3g}"
+        said = f"{what} up to {self.value:.3g} ({where}), the limit is {self.limit:.5g}"
         if self.stable:
             return f"{self.stepper} is stable here: {said}"
         grow = f"; perturbations may grow {self.growth:.2g}-fold over the layers"
+        if self.overdamped:
+            more = math.ceil(10 * self.damping / self.most) / 10 if self.most else math.inf
+            said = f"the damping hγ = {self.damping:.3g} is beyond {self.most:.5g}, the limit on the negative real axis"
+            return f"{self.stepper} is unstable: {said}{grow}. Use {more:g} times as many layers, a smaller T or gamma"
         if self.limit == 0:
-            what = f"{self.stepper} makes a flow grow that only turns"
-            return f"{what}: {said}{grow}. More layers, a smaller T or a larger gamma help, or the steppers RK4 and AB3"
+            what = f"{self.stepper} makes a flow grow that {'turns' if self.damping else 'only turns'}"
+            ways = ", a smaller T or a larger gamma" if self.damping < 1 else " or a smaller T"
+            return f"{what}: {said}{grow}. More layers{ways} help, or the steppers RK4 and AB3"
         said += grow
         if self.stepper in ("Verlet", "Leapfrog"):
             said += f" (αβ = {self.value**2:.3g}, 0 < αβ < 4 is stable)"
@@ -193,7 +209,8 @@ def outlook(
 ) -> Outlook | None:
     """What to expect of these weights of all layers, the same on every rank; collective.
 
-    None for dynamics whose eigenvalues may lie anywhere, and for a user's module (see `lpnet.check`).
+    None for dynamics whose eigenvalues may lie anywhere, unless a shift γ is too large by itself, and for a user's
+    module (see `lpnet.check`).
 
     Args:
         dynamics: one layer.
@@ -203,11 +220,19 @@ def outlook(
         slab: the layers of all ranks.
         norm: `norms`, or `frobenius`, which is quicker and sees things too black.
     """
-    if not isinstance(dynamics, Dynamics) or dynamics.spectrum == "any":
+    if not isinstance(dynamics, Dynamics):
         return None
-    z = h * eigenvalues(dynamics, theta, norm)
-    every = slab.gather(torch.from_numpy(np.stack([z.real, z.imag], 1))).numpy()
-    z = every[:, 0] + 1j * every[:, 1]
+    damping, most = h * ACTIVATIONS[dynamics.activation].slope * getattr(dynamics, "gamma", 0.0), math.inf
+    if damping > 0:
+        most = limit(stepper, "real")
+    if dynamics.spectrum == "any":
+        if damping <= most:
+            return None
+        z = np.full(slab.layers, -damping + 0j)
+    else:
+        z = h * eigenvalues(dynamics, theta, norm)
+        every = slab.gather(torch.from_numpy(np.stack([z.real, z.imag], 1))).numpy()
+        z = every[:, 0] + 1j * every[:, 1]
     layer = int(np.abs(z).argmax())
     rho = radius(stepper, z)
     exponent = float(np.log(np.where(rho > 1 + _TOLERANCE, rho, 1.0)).sum())
@@ -215,9 +240,11 @@ def outlook(
     return Outlook(
         type(stepper).__name__,
         dynamics.spectrum,
-        limit(stepper, dynamics.spectrum),
+        limit(stepper, "real" if dynamics.spectrum == "real" else "imaginary"),
         float(np.abs(z[layer])),
         layer,
+        max(damping, 0.0),
+        most,
         float(np.exp(min(exponent, 700.0))),
         eps * float(np.exp(min(2 * exponent, 700.0))),
     )
@@ -233,10 +260,14 @@ class Watch:
     nonlinear growth or a user's module makes of states that are undone is measured by every adjoint (`undone`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: bool = False, undone: bool = False) -> None:
         self._calls, self._next = 0, 1
         self._found: Outlook | None = None
-        self._undone = False  # was spoken of
+        self._told, self._undone = told, undone  # were spoken of
+
+    def onward(self) -> "Watch":
+        """That of a trunk which goes on where this one ends: nothing is said twice."""
+        return Watch(self._told, self._undone)
 
     def look(self, find: Callable[[Norm], Outlook | None], rank: int, reverse: bool) -> None:
         """To be called at every call of the trunk; `find` is its outlook by these norms, collective."""
@@ -251,8 +282,9 @@ class Watch:
         if found is None or found.stable:
             return
         self._next = 0
-        if rank == 0:
-            warnings.warn(f"lpnet: {found.text(reverse)}", stacklevel=3)
+        if rank == 0 and not self._told:
+            warn(found.text(reverse))
+        self._told = True
 
     def undone(self, off: float | None, dtype: torch.dtype) -> None:
         """To be called after every adjoint, with the relative error of the states that it undid on this rank.
@@ -271,9 +303,8 @@ class Watch:
             what = "hω" if self._found.spectrum == "imaginary" else "h|λ|"
             at = f"{what} up to {self._found.value:.3g}, the limit is {self._found.limit:.5g}"
             foretold = f"linear stability foretold {self._found.round_trip:.1g} ({at})"
-        warnings.warn(
-            f"lpnet: store='reverse' undid the layers to states with a relative error of {off:.2g}, at most "
+        warn(
+            f"store='reverse' undid the layers to states with a relative error of {off:.2g}, at most "
             f"{most:g} is harmless, and the gradient is as wrong or worse; {foretold}. Use store='cpoints', more "
-            "layers, a smaller T or smaller weights",
-            stacklevel=3,
+            "layers, a smaller T or smaller weights"
         )

@@ -279,6 +279,30 @@ def test_weights_are_looked_at_again_in_training() -> None:
     assert warned(made, 15.0, calls=200) == []
 
 
+def test_damping_beyond_the_limit() -> None:
+    """Euler, h = 0.15: hγ = 2.1 is too much for every weight; the shift is named, and not the frequency."""
+    for kind in ("antisymmetric", "dense"):
+        assert warned(kind, 1.9 / 0.15, gamma=1.9 / 0.15) == []
+        (text,) = warned(kind, 2.2 / 0.15, gamma=2.1 / 0.15, calls=12)
+        assert text.startswith("lpnet: Euler is unstable: the damping hγ = 2.1 is beyond 2, the limit on the negative")
+        assert text.endswith("Use 1.1 times as many layers, a smaller T or gamma")
+    one, turn = lpnet.dynamics.Antisymmetric(2, gamma=0.4), torch.tensor([[[0.0, 12.0], [0.0, 0.0]]], dtype=F64)
+    found = stability.outlook(one, {"K": turn, "b": turn[:, 0]}, Euler(), 1.0, Slab(1, Comm()))
+    assert found is not None
+    assert "grow that turns: h|λ| up to 12 (layer 0, hγ = 0.4), the limit is 0" in found.text()
+
+
+def test_warnings_point_at_the_users_line_and_are_not_repeated_on_finer_trunks() -> None:
+    made = trunk("hamiltonian", 20, comm=Comm(), store="reverse")
+    with torch.no_grad():
+        made.theta["K"] *= 100
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made(normal(3, 4))
+        lpnet.multilevel.prolongate(made, 40)(normal(3, 4))
+    assert [w.filename for w in caught] == [__file__]
+
+
 def test_no_word_for_spectra_that_may_lie_anywhere() -> None:
     assert warned("dense", 100.0) == []
 

@@ -201,6 +201,7 @@ def _twin(
     )
     made.train(trunk.training)
     made.exact = trunk.exact
+    made._watch = trunk._watch.onward()
     return made
 
 
