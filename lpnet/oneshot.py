@@ -77,23 +77,22 @@ class Descent:
     Args:
         net: any module with `lpnet.LayerParallel` in it, each called once per evaluation.
         optimizer: elementwise (see `lpnet.sharded`), or one of `lpnet.optim`; made for this net if it takes a net.
-        loss: (output, label) -> scalar, the mean over the examples; `GaussNewton` has it already, with its penalties,
-            and whatever is given here has to be the same function.
+        loss: (output, label) -> scalar, the mean over the examples; None: cross entropy, or the objective that
+            `GaussNewton` has already, with its penalties; any other has to agree with that.
 
     Raises:
         InputError: an optimizer that would be wrong on slabs, or a network without a trunk.
     """
 
-    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss = cross_entropy) -> None:
+    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss | None = None) -> None:
         for key, given, kind in (("net", net, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
             if not isinstance(given, kind):
                 raise InputError(f"{key}: {given!r} given, a torch {kind.__name__} allowed")
-        if not callable(loss):
+        if loss is not None and not callable(loss):
             raise InputError(f"loss: {loss!r} given, a function (output, label) -> scalar allowed")
         if isinstance(optimizer, GaussNewton):
-            net = optimizer.net  # without a classifier that the optimizer solves for by itself
-            loss = optimizer.objective if loss is cross_entropy else loss
-        self.net, self.optimizer, self.loss = net, optimizer, loss
+            net, loss = optimizer.joined(net, loss)  # without a classifier that the optimizer solves for by itself
+        self.net, self.optimizer, self.loss = net, optimizer, loss if loss is not None else cross_entropy
         self.trunks = trunks(net)
         if not self.trunks:
             raise InputError(f"net: a {type(net).__name__} given without any lpnet.LayerParallel, at least one needed")
@@ -243,7 +242,7 @@ class OneShot(Descent):
     Args:
         net: a network with at least one `lpnet.LayerParallel`, solved by MGRIT.
         optimizer: of torch (elementwise), or one of `lpnet.optim`.
-        loss: (output, label) -> scalar, the mean over the examples.
+        loss: see `Descent`.
         cycles: multigrid cycles of a step beyond the one that a step is anyway; 0 is one F-sweep each way; None: as
             many as the solvers of the trunks have.
         control: of the gradient error; None: within 0.2.
@@ -260,7 +259,7 @@ class OneShot(Descent):
         self,
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss: Loss = cross_entropy,
+        loss: Loss | None = None,
         cycles: int | None = 0,
         control: Adaptive | None = None,
         warm: WarmStates | None = None,

@@ -40,6 +40,8 @@ class _OfTrunk:
     """A weight α and a trunk, and the form Q of ½ α θᵀQθ."""
 
     def __init__(self, trunk: LayerParallel, weight: float) -> None:
+        if not isinstance(trunk, LayerParallel):
+            raise InputError(f"trunk: a {type(trunk).__name__} given, an lpnet.LayerParallel (such as net[1]) allowed")
         self.trunk, self.weight = trunk, _checked(weight)
 
     def form(self, v: Tensor) -> Form:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from lpnet import MGRIT, InputError, Serial
 from lpnet.oneshot import Descent, OneShot
-from lpnet.optim import PCG, Armijo, GaussNewton, NonlinearCG, Wolfe
+from lpnet.optim import PCG, Armijo, BlockCoordinateDescent, GaussNewton, NonlinearCG, VariableProjection, Wolfe
 from lpnet.regularizers import TimeDerivative
 
 COARSE = MGRIT(coarsening=4, cycles=1)
@@ -109,4 +110,20 @@ def test_the_loss_that_is_given_is_taken() -> None:
     net = network(4)
     assert Descent(net, newton(net)).loss != cross_entropy
     given = with_ddt(net)
-    assert Descent(net, newton(net), given).loss is given
+    (x, label), run = examples(), Descent(net, newton(net), given)
+    with torch.no_grad():
+        value = given(net(x), label).item()
+    assert run.step(x, label).loss == pytest.approx(value)
+    assert run.step(x, label).loss < value
+
+
+@pytest.mark.parametrize("method", [GaussNewton, VariableProjection, BlockCoordinateDescent])
+def test_the_optimizer_and_its_loss_belong_to_the_net(method: Any) -> None:
+    net, other = network(4), network(4)
+    with pytest.raises(InputError, match=r"^optimizer: a \w+ of another net given, .* allowed$"):
+        OneShot(net, method(other))
+    assert math.isfinite(Descent(net, method(net), loss=cross_entropy).step(*examples()).loss)
+    own = method(net)
+    assert Descent(net, own, lambda u, c: own.loss(u, c)).step(*examples()).loss < 2.0
+    with pytest.raises(InputError, match=r"^loss: one of .* allowed$"):
+        Descent(net, own, lambda u, c: 2 * own.loss(u, c)).step(*examples())

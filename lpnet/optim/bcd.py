@@ -4,8 +4,8 @@
     θ ← θ + a p               a step of Gauss–Newton–PCG of F(·, M), M held
     M ← argmin F(θ, ·)
 
-No part of a step can increase F. After the first step the first minimisation has nothing to do, unless the batch is
-another one.
+No part of a step can increase F as it is evaluated there. After the first step the first minimisation has nothing to
+do, unless the batch is another one.
 
 Source: Haber, Ruthotto, Stable architectures for deep neural networks (2017) (block coordinate descent).
 """
@@ -44,15 +44,17 @@ class BlockCoordinateDescent(TwoBlocks):
     """Gauss–Newton–PCG for θ and Newton's method for the classifier in turn; see the module and `TwoBlocks`.
 
     In its reports `before` and `after` are F before and after all parts of a step, everything else is of the part in θ;
-    work for the classifier alone is not counted.
+    work for the classifier alone is not counted. Under error control `before` is by the first, rougher evaluation and
+    `after` by the solvers of the gradient, so that no step increases F only up to the error of the solves.
     """
 
     loss: Held
     misfit = Held
 
     @torch.no_grad()
-    def step(self, problem: Problem, gradient: Vector | None = None) -> float:  # type: ignore[override]
+    def step(self, problem: Problem | None = None, gradient: Vector | None = None) -> float:  # type: ignore[override]
         """See `GaussNewton.step`; with a gradient that is known already, the step begins with that part."""
+        problem = self._right(problem)
         if gradient is None:
             self.loss.renew()
         super().step(problem, gradient)

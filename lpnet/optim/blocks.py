@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from lpnet.optim.gaussnewton import GaussNewton
 from lpnet.optim.head import Misfit, divide
@@ -33,3 +34,4 @@ class TwoBlocks(GaussNewton):
     ) -> None:
         head = divide(net, penalties)
         super().__init__(head.net, penalties=head.penalties, loss=self.misfit(head, tol, most), **options)
+        self.whole, self.criterion = net, cross_entropy

@@ -43,9 +43,16 @@ def split(net: nn.Module) -> Chain:
     return Chain(_joined(parts[: places[0]]), trunk, _joined(parts[places[0] + 1 :]))
 
 
+def is_plain(net: nn.Module) -> bool:
+    """Whether nothing but the classes tells that a net is its parts one after the other."""
+    if isinstance(net, nn.Sequential) and trunks(net):
+        return type(net).forward is nn.Sequential.forward and all(map(is_plain, net))
+    return isinstance(net, LayerParallel) or not trunks(net)
+
+
 def _parts(net: nn.Module) -> list[nn.Module]:
-    """The modules that are called one after the other."""
-    if isinstance(net, nn.Sequential):
+    """The modules that are called one after the other; a Sequential with a forward of its own may be one without."""
+    if isinstance(net, nn.Sequential) and (type(net).forward is nn.Sequential.forward or trunks(net)):
         return [part for one in net for part in _parts(one)]
     named = [getattr(net, name, None) for name in ("opening", "trunk", "classifier")]
     modules = [part for part in named if isinstance(part, nn.Module)]

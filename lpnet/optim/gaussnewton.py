@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lpnet.errors import NonFiniteError
+from lpnet.errors import InputError, NonFiniteError
 from lpnet.optim import vector
+from lpnet.optim.agreement import Agreed, compare, penalties_of
 from lpnet.optim.chain import split
 from lpnet.optim.linesearch import Armijo, Result, is_number, require
 from lpnet.optim.pcg import PCG
@@ -91,9 +92,12 @@ class GaussNewton(torch.optim.Optimizer):
 
     Attributes:
         report: `Report` of the last step, None before the first.
+        whole, criterion: net and loss as they were given, where `net` and `loss` are those of a method that solves for
+            the classifier by itself.
 
     Raises:
-        InputError: a value is not allowed.
+        InputError: a value is not allowed; from the first step, a net whose output is not that of its parts one after
+            the other (that takes two evaluations, which are not told as work; an `nn.Sequential` is not asked).
     """
 
     def __init__(
@@ -116,7 +120,8 @@ class GaussNewton(torch.optim.Optimizer):
         right = preconditioner in ("dct", None) or hasattr(preconditioner, "apply")
         require(right, "preconditioner", preconditioner, "'dct', None, or an object with a method apply")
         split(net)
-        self.net, self.penalties, self.loss = net, tuple(penalties), loss
+        self.net, self.penalties, self.loss = net, penalties_of(net, penalties), loss
+        self.whole, self.criterion, self._compared = net, loss, False
         self.pcg, self.search, self.cap, self.preconditioner = pcg, search, float(cap), preconditioner
         self.theta = free(net, parameters)
         self.report: Report | None = None
@@ -130,6 +135,24 @@ class GaussNewton(torch.optim.Optimizer):
         """Loss and penalties; collective."""
         return sum((penalty() for penalty in self.penalties), self.loss(output, label))
 
+    def joined(self, net: nn.Module, loss: Loss | None) -> tuple[nn.Module, Loss]:
+        """The net and the objective that this optimizer steps in, for whoever has these two and the optimizer.
+
+        Args:
+            net: that of the optimizer.
+            loss: None or that of the optimizer: its objective; else the same objective, which the first call compares.
+
+        Raises:
+            InputError: another net.
+        """
+        own = {id(p) for p in self.whole.parameters()}
+        if {id(p) for p in net.parameters()} != own and net is not self.net:
+            kind = type(self).__name__
+            raise InputError(f"optimizer: a {kind} of another net given, {kind}(net, ...) of the same net allowed")
+        if loss is None or loss is self.criterion or loss is self.loss:
+            return self.net, self.objective
+        return self.net, Agreed(loss, self.objective, self.theta)
+
     def step_on(self, x: Tensor, label: Tensor) -> Report:
         """Take one step on a batch, the same on every rank; collective.
 
@@ -141,7 +164,7 @@ class GaussNewton(torch.optim.Optimizer):
         return self.report
 
     @torch.no_grad()
-    def step(self, problem: Problem, gradient: Vector | None = None) -> float:  # type: ignore[override]
+    def step(self, problem: Problem | None = None, gradient: Vector | None = None) -> float:  # type: ignore[override]
         """Take one step; collective.
 
         Where the direction of the inner solve fails (no descent, or no sufficient decrease), the preconditioned −g is
@@ -156,7 +179,9 @@ class GaussNewton(torch.optim.Optimizer):
 
         Raises:
             NonFiniteError: F or its gradient is not finite; nothing was changed.
+            InputError: anything else than a problem.
         """
+        problem = self._right(problem)
         work, known = 0.5, gradient
         if gradient is None and problem.steered:
             _, known = problem.gradient()
@@ -183,6 +208,15 @@ class GaussNewton(torch.optim.Optimizer):
             model.value, result.value, size, solve, evaluations, result.step, scale, result.accepted, tries > 1, work
         )
         return model.value
+
+    def _right(self, problem: Any) -> Problem:
+        """The problem, if it is one, of a net that is what its parts say."""
+        require(isinstance(problem, Problem), "problem", problem, "step(problem(x, label)) or step_on(x, label)")
+        if not self._compared:
+            with problem.fixed():
+                compare(self.whole, problem.x, self.theta)
+            self._compared = True
+        return problem
 
     def _preconditioner(self, problem: Problem) -> Callable[[Vector], Vector]:
         chosen: Any = self.preconditioner

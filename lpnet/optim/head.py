@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lpnet.errors import InputError
 from lpnet.optim import classifier
+from lpnet.optim.agreement import penalties_of
 from lpnet.optim.chain import split
+from lpnet.optim.linesearch import require
 from lpnet.optim.softmax import Point, Softmax, curvature
 from lpnet.regularizers import Penalty, Quadratic
 from lpnet.slab import Comm
@@ -47,12 +49,16 @@ def divide(net: nn.Module, penalties: Sequence[Penalty] = ()) -> Head:
         penalties: of its parameters; those of the classifier must be `regularizers.Quadratic`.
 
     Raises:
-        InputError: a network of another form, or another penalty on the classifier.
+        InputError: a network of another form, a classifier that is frozen, or another penalty on it.
     """
     chain = split(net)
     linear = chain.after
     if type(linear) is not nn.Linear:
         raise InputError(f"net: a {type(linear).__name__} behind the trunk given, one torch.nn.Linear allowed")
+    frozen = [name for name, p in linear.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise InputError(f"net: a classifier with frozen {' and '.join(frozen)} given, requires_grad for all allowed")
+    penalties = penalties_of(net, penalties, products=False)
     rest: list[Penalty] = []
     decay = {id(p): 0.0 for p in (linear.weight, linear.bias)}
     for penalty in penalties:
@@ -84,6 +90,7 @@ class Misfit:
 
     def __init__(self, head: Head, tol: float = 1e-8, most: int = 50) -> None:
         classifier.check(tol, most)
+        require(most > 0, "most", most, "a whole number of at least 1")
         self.head, self.tol, self.most = head, tol, most
         self.report: classifier.Report | None = None
         self.cross_entropy = math.nan

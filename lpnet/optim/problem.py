@@ -22,6 +22,7 @@ from lpnet.errors import InputError
 from lpnet.gradient import controlled
 from lpnet.linearize import schedule_of
 from lpnet.optim import vector
+from lpnet.optim.agreement import penalties_of, refuse_random
 from lpnet.optim.chain import Chain, split
 from lpnet.optim.vector import Vector
 from lpnet.regularizers import Penalty
@@ -51,7 +52,7 @@ class Problem:
         chain: the parts of the net.
 
     Raises:
-        InputError: the net is no chain, or a parameter is none of the net.
+        InputError: the net is no chain or no function, or a parameter or penalty is none of the net.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Problem:
         penalties: Sequence[Penalty] = (),
         parameters: Sequence[Tensor] | None = None,
     ) -> None:
-        self.net, self.x, self.label, self.loss, self.penalties = net, x, label, loss, tuple(penalties)
+        self.net, self.x, self.label, self.loss = net, x, label, loss
         self.chain: Chain = split(net)
+        refuse_random(self.chain)
+        self.penalties = penalties_of(net, penalties)
         self.theta = free(net, parameters)
         self._trial = Trial(schedule_of(self.chain.trunk), {})
 

@@ -85,7 +85,8 @@ class VariableProjection(TwoBlocks):
     misfit = Eliminated
 
     @torch.no_grad()
-    def step(self, problem: Problem, gradient: Vector | None = None) -> float:  # type: ignore[override]
+    def step(self, problem: Problem | None = None, gradient: Vector | None = None) -> float:  # type: ignore[override]
+        problem = self._right(problem)
         before = super().step(problem, gradient)
         after = problem.value()
         assert self.report is not None
