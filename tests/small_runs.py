@@ -14,8 +14,8 @@ SMALL = (
 )  # fmt: skip
 
 WILD = (
-    "--optimizer.name=sgd", "--optimizer.lr=1e25", "--schedule.name=constant", "--schedule.warmup=0",
-    "--regularizer.tikhonov=1.0",
+    "--optimizer.name=sgd", "--optimizer.lr=1e15", "--schedule.name=constant", "--schedule.warmup=0",
+    "--regularizer.tikhonov=1e10",
 )  # fmt: skip
 
 

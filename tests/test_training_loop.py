@@ -134,7 +134,7 @@ def test_every_preset_and_opening_builds_a_network_of_the_right_shapes(name: str
         assert torch.equal(net.opening(x), x)
 
 
-@pytest.mark.parametrize("lr", ["1e25", "1e120"])
+@pytest.mark.parametrize("lr", ["1e5", "1e15"])
 def test_the_last_weights_with_a_finite_loss_are_kept(lr: str) -> None:
     net, examples = network(*WILD, f"--optimizer.lr={lr}", "--training.steps=40")
     states = [[p.detach().clone() for p in net.parameters()]]
