@@ -84,6 +84,7 @@ class Grid(ABC):
         slab: over which the rows are spread; None: every rank holds them all.
         spacing: time between two rows.
         axis: what a row belongs to.
+        kind: what the rows are in all, which state dicts say too.
     """
 
     count: int
@@ -91,6 +92,7 @@ class Grid(ABC):
     slab: Slab | None
     spacing: float
     axis: str
+    kind: str
 
     @abstractmethod
     def expand(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,6 +146,7 @@ class LayerGrid(Grid):
     """Every layer has weights of its own, on the rank that owns it."""
 
     axis = "layer"
+    kind = "layers"
 
     def __init__(self, slab: Slab, T: float) -> None:
         self.slab: Slab = slab
@@ -206,6 +209,7 @@ class ControlGrid(Grid):
                 f"controls.points: {options.points} given for {slab.layers} layers, at most {slab.layers} allowed"
             )
         self._options, self._layers, self._T = options, slab, T
+        self.kind = f"control points of splines of degree {options.degree}"
         self.count, self.rows = options.points, range(options.points)
         self.spacing = T / max(1, options.points - (options.degree > 0))
         B = options.values((np.arange(slab.layers) + 0.5) / slab.layers)

@@ -9,6 +9,7 @@ grid (`lpnet.Controls`) on an axis of control points, which every rank holds.
 
 import copy
 import math
+from collections import OrderedDict
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -33,6 +34,8 @@ from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
 from lpnet.step import Infos, Repeat, Trial
 from lpnet.steppers import Euler, Stepper
+
+_GRID = "lpnet_grid"  # what the metadata of a state dict call the kind of the grid
 
 
 class LayerParallel(nn.Module):
@@ -202,8 +205,19 @@ class LayerParallel(nn.Module):
         return outlook(self._stack.module, theta, self.stepper, self.h, self._slab, norm)
 
     def gather_state_dict(self) -> dict[str, Tensor]:
-        """The weights of all layers, name -> (N, ...), or the control points, on every rank; collective."""
-        return {name: self.grid.gather(p) for name, p in self.theta.items()}
+        """The weights of all layers, name -> (N, ...), or the control points, on every rank; collective.
+
+        Like `state_dict` it notes in its ``_metadata`` which of the two, so that no other grid takes it for its own; a
+        plain dict of the same tensors does not say.
+        """
+        whole: OrderedDict[str, Tensor] = OrderedDict((n, self.grid.gather(p)) for n, p in self.theta.items())
+        whole._metadata = {"": {"version": self._version, _GRID: self.grid.kind}}  # type: ignore[attr-defined]
+        return whole
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata.setdefault(prefix[:-1], {})[_GRID] = self.grid.kind
 
     def _gradients(self, prepared: Prepared) -> list[Tensor]:
         """Gradients of the parameters from those that the last adjoint left in the fields; collective."""
@@ -213,13 +227,26 @@ class LayerParallel(nn.Module):
         """A plain torch copy of the whole trunk on every rank, detached from this one; collective."""
         return plain.sequential(self._stack.module, self.stepper, self.h, self.grid.every_layer(self.theta))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
         """Takes the global form (N layers on the leading axis, any rank count) or this rank's own layers."""
         for name in self._names:
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor):
                 state_dict[prefix + name] = self.grid.own(value)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        kind = local_metadata.get(_GRID, self.grid.kind)
+        if kind != self.grid.kind:
+            errors.append(f"controls: weights of {kind} given, {self.grid.kind} allowed")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LayerParallel":
         super()._apply(fn, recurse)

@@ -1,6 +1,7 @@
 """Laws of the control grid: against splines by their recursion, and gradients against autograd on the plain network."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,7 +162,23 @@ def test_state_goes_through_copies_dtypes_and_files_of_weights() -> None:
     assert error(small(y.float()).double(), trunk(y)) < 1e-5
     assert all(p.dtype == torch.float32 for p in small.layer_weights().values())
     with pytest.raises(RuntimeError, match="size mismatch"):
-        trunk.load_state_dict(twin("two_layer", N).state_dict())
+        trunk.load_state_dict(dict(twin("two_layer", N).state_dict()))
+
+
+def test_weights_of_another_grid_are_refused_though_their_shapes_fit(tmp_path: Path) -> None:
+    grids = (None, Controls(4, "constant"), Controls(4, "linear"))
+    trunks = [nn.Sequential(nn.Linear(3, 3), twin("dense", 4, controls=controls)).double() for controls in grids]
+    for i, a in enumerate(trunks):
+        torch.save(a.state_dict(), tmp_path / "weights.pt")
+        saved = torch.load(tmp_path / "weights.pt", weights_only=True)
+        for j, b in enumerate(trunks):
+            for net, weights in ((b, saved), (b[1], a[1].gather_state_dict())):
+                if i == j:
+                    net.load_state_dict(weights)
+                    continue
+                with pytest.raises(RuntimeError, match=r"^Error(?s:.*)controls: weights of .* given, .* allowed"):
+                    net.load_state_dict(weights)
+                net.load_state_dict(dict(weights))  # a plain dict does not say of which grid it is
 
 
 def test_constant_initial_weights_are_constant() -> None:
