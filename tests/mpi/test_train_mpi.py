@@ -161,7 +161,8 @@ def test_texts_are_shared(comm: slab.Comm) -> None:
 def test_a_loss_that_is_not_finite_ends_all_ranks_alike(
     comm: slab.Comm, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    wild = ["--optimizer.name=sgd", "--optimizer.lr=1e200", "--optimizer.clip=null", "--schedule.warmup=0"]
+    wild = ["--optimizer.name=sgd", "--optimizer.lr=1e15", "--optimizer.clip=null", "--schedule.warmup=0"]
+    wild += ["--regularizer.tikhonov=1e15", "--training.steps=20"]
     assert train.main([*SMALL, "--trunk.layers=9", *wild, "--run.dir", str(folder / "run")]) == launch.NON_FINITE
     said = capfd.readouterr().err
     assert ("the last good weights" in said or "the initial weights" in said) == (comm.rank == 0)
