@@ -27,7 +27,7 @@ LARGEST_LABEL = 999_999  # a classifier with more classes is a mistake in the la
 
 def bad(key: str, given: object, allowed: str) -> InputError:
     """The error for one option of the data: one line with the key, what was given and what is allowed."""
-    return InputError(" ".join(f"data.{key}: {given} given, allowed: {allowed}".split()))
+    return InputError(" ".join(f"data.{key}: {given} given, {allowed} allowed".split()))
 
 
 @dataclass(frozen=True)
