@@ -6,22 +6,11 @@ import pytest
 import torch
 from reference import ALL_KINDS, dynamics
 from torch import Tensor, nn
+from user_layers import Linear
 
 import lpnet
 from lpnet import InputError
 from lpnet.steppers import AB3, RK4, Euler
-
-
-class Linear(nn.Module):
-    """tanh(Ky + b), as a user would write it; the base of faulty ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return torch.tanh(self.linear(y))
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

@@ -7,21 +7,10 @@ import pytest
 import torch
 from reference import F64
 from torch import Tensor, nn
+from user_layers import Linear
 
 import lpnet
 from lpnet.steppers import AB3, REGISTRY, RK4, Euler, Leapfrog, Mix, Stage, Stepper, Steps, Verlet
-
-
-class Linear(nn.Module):
-    """tanh(Ky + b)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return torch.tanh(self.linear(y))
 
 
 class Oscillator(nn.Module):
