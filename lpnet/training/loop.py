@@ -275,7 +275,7 @@ def _solves(net: Network, progress: Progress) -> Record:
 
 def critical_path(net: Network) -> float:
     """Evaluations of f on the critical path of the last gradient and its check, for `control.plan_ranks` (a model)."""
-    trunk, ranks = net.trunk, net.config.control.plan_ranks
+    trunk, ranks = net.trunk, net.built_from.control.plan_ranks
     made = trunk.info.schedules
     return sum(cost.critical_path(trunk.stepper, trunk.layers, ranks, s.forward, s.adjoint).total for s in made)
 
