@@ -21,10 +21,11 @@ class Activation(NamedTuple):
 
     Attributes:
         plain: a = σ(u), differentiable by autograd.
-        apply: overwrites u by the tape and returns a (which may be the same tensor).
+        apply: overwrites scale·u by the tape and returns a (which may be the same tensor).
         value: a from the tape.
         pull: (cotangent, tape, out) writes out = σ'(u) * cotangent.
         slope: the largest σ'.
+        scale: a power of two, by which `apply` wants its argument to be multiplied.
     """
 
     plain: Callable[[Tensor], Tensor]
@@ -32,6 +33,7 @@ class Activation(NamedTuple):
     value: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor, Tensor], Tensor]
     slope: float = 1.0
+    scale: float = 1.0
 
 
 def smooth_relu(u: Tensor) -> Tensor:
@@ -54,10 +56,20 @@ def _same(a: Tensor) -> Tensor:
     return a
 
 
+_MINUS_ONE = torch.tensor(-1.0)
+
+
+def _tanh_by_sigmoid(u: Tensor) -> Tensor:
+    """tanh(u) = 2/(1 + exp(−2u)) − 1 from 2u."""
+    return torch.add(_MINUS_ONE, u.sigmoid_(), alpha=2, out=u)
+
+
+def _tanh_pull(bar: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return _aten.tanh_backward.grad_input(bar, a, grad_input=out)
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": Activation(
-        torch.tanh, torch.tanh_, _same, lambda bar, a, out: _aten.tanh_backward.grad_input(bar, a, grad_input=out)
-    ),
+    "tanh": Activation(torch.tanh, torch.tanh_, _same, _tanh_pull),
     "relu": Activation(
         torch.relu,
         torch.relu_,
@@ -73,3 +85,15 @@ ACTIVATIONS: dict[str, Activation] = {
         slope=1.1289042,  # Φ(u) + u φ(u) at u = √2
     ),
 }
+
+_ON_CPU = {"tanh": ACTIVATIONS["tanh"]._replace(apply=_tanh_by_sigmoid, scale=2.0)}
+"""Where another form is faster there: torch's tanh takes four times as long as its sigmoid.
+
+The absolute error of this form is that of the addition, 2e-7 in float32 and 2e-16 in float64, where that of torch's
+tanh is relative as well; for |u| far below 1 the relative error is thus larger.
+"""
+
+
+def kernels(name: str, device: torch.device) -> Activation:
+    """The activation of this name in the form that is fastest on a device."""
+    return _ON_CPU.get(name, ACTIVATIONS[name]) if device.type == "cpu" else ACTIVATIONS[name]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lpnet import programs
 from lpnet.fields import Field
+from lpnet.programs import Kept, Place
 from lpnet.propagator import Workspace, state_of
 from lpnet.steppers import Picard, Program, Steps, slots_of
 
@@ -33,33 +34,52 @@ class CoarseSteps:
         counts = [memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))]
         self._work, self._dots = (Workspace(next(iter(fields.values())), max(counts)) for _ in range(2))
         self._kept: dict[int, tuple[Tensor, Any]] = {}
+        self._tapes: dict[tuple[int, bool], list[Kept]] = {}
+        self._shape: torch.Size | None = None
 
     def step(self, k: int, x: Tensor) -> Tensor:
         """G_k(x)."""
-        return self._forward(k, x, linear=False)[0]
+        program, offset = self.programs[k - self.first], self.offsets[k - self.first]
+        if isinstance(program, Picard):
+            return _picard(self.fields[program.term], program, offset, x)[0]
+        return self._forward(program, Place(offset, self._tapes_of(program, x, False)), x, linear=False)
 
     def linearize(self, k: int, x: Tensor) -> None:
         """Remember what `pull` and `tangent` need: G_k at x."""
-        self._kept[k] = x, self._forward(k, x, linear=True)[1]
+        at = k - self.first
+        program, offset = self.programs[at], self.offsets[at]
+        if isinstance(program, Picard):
+            self._kept[k] = x, _picard(self.fields[program.term], program, offset, x)[1]
+            return
+        place = Place(offset, self._tapes_of(program, x, True), at)
+        self._forward(program, place, x, linear=True)
+        self._kept[k] = x, place
 
     def forget(self) -> None:
         """Drop what `linearize` remembered."""
         self._kept = {}
 
-    def _forward(self, k: int, x: Tensor, linear: bool) -> tuple[Tensor, Any]:
-        program, offset = self.programs[k - self.first], self.offsets[k - self.first]
-        if isinstance(program, Picard):
-            return _picard(self.fields[program.term], program, offset, x)
-        slots, keeps = self._work(x), programs.keeps_of(program, self.fields, x)
-        programs.forward(program, self.fields, slots, offset, keeps, linear)
-        return state_of(slots, self.memory), [keep[0] for keep in keeps]
+    def _tapes_of(self, program: Steps, x: Tensor, kept: bool) -> list[Kept]:
+        """A tape for each instruction: of a place for each local step, or of one, for steps that nobody pulls back."""
+        if self._shape != x.shape:
+            self._tapes, self._shape = {}, x.shape
+        key = (id(program), kept)
+        if key not in self._tapes:
+            n = len(self.programs) if kept else 1
+            self._tapes[key] = programs.tapes_of(program, self.fields, n, x, self)
+        return self._tapes[key]
+
+    def _forward(self, program: Steps, place: Place, x: Tensor, linear: bool) -> Tensor:
+        slots = self._work(x)
+        programs.forward(program, self.fields, slots, place, linear)
+        return state_of(slots, self.memory)
 
     def pull(self, k: int, z: Tensor) -> Tensor:
         """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
         program, offset, kept = self.programs[k - self.first], self.offsets[k - self.first], self._kept[k][1]
         if isinstance(program, Picard):
             return _picard_pull(self.fields[program.term], program, offset, z, kept)
-        return self._pull_steps(program, offset, z, kept)
+        return self._pull_steps(program, kept, z)
 
     def tangent(self, k: int, dot: Tensor, deltas: Mapping[str, Any] | None) -> Tensor:
         """(∂G_k/∂x) dot + (∂G_k/∂θ) δθ at the state of the last `linearize`; deltas: δθ as the fields hold it."""
@@ -68,16 +88,16 @@ class CoarseSteps:
             delta = None if deltas is None else deltas[program.term]
             return _picard_tangent(self.fields[program.term], program, offset, dot, (kept, delta))
         pairs = programs.Pairs(self._work(x), self._dots(dot), deltas)
-        programs.tangent(program, self.fields, pairs, offset, [[keep] for keep in kept])
+        programs.tangent(program, self.fields, pairs, kept)
         return state_of(pairs.dots, self.memory)
 
-    def _pull_steps(self, program: Steps, offset: int, z: Tensor, kept: list[Any]) -> Tensor:
+    def _pull_steps(self, program: Steps, place: Place, z: Tensor) -> Tensor:
         slots = self._work(z)  # what is linearised needs no sources, so that the slots can hold the cotangents
         bars = [slot.view for slot in slots]
         for bar in bars[self.memory :]:
             bar.zero_()
         sources = [slots[0]] * len(program)
-        programs.backward(program, self.fields, sources, bars, offset, kept)
+        programs.backward(program, self.fields, sources, bars, place)
         return state_of(slots, self.memory)
 
 

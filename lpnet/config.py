@@ -28,11 +28,11 @@ from lpnet.controls import Controls
 from lpnet.data import DataOptions
 from lpnet.dynamics.hamiltonian import FORMS
 from lpnet.errors import InputError
+from lpnet.how import Adjoint, Store, how_of
 from lpnet.multilevel import Multilevel, coarser
 from lpnet.oneshot import TOLERANCE
 from lpnet.optimizers import WHOLE_BATCH, Optimizer
 from lpnet.options import MGRIT
-from lpnet.propagator import Adjoint, Store, how_of
 from lpnet.sections import Control, OneShot, Regularizer, Run, Training
 
 MOST_LAYERS = 1_000_000

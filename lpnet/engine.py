@@ -19,9 +19,10 @@ from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
 from lpnet.direction import Direction
 from lpnet.fields import Field
+from lpnet.how import STORED, How
 from lpnet.mgrit import Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.propagator import STORED, How, Layers
+from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
 from lpnet.tape import Tape, round_trip

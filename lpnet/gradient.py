@@ -7,7 +7,7 @@ same weights, input and start; the best of these gradients is then the one that 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from lpnet.control import Controller, Report, Schedule, Signals, exact_of, reduction
 from lpnet.controls import squares
+from lpnet.engine import Solution
 from lpnet.errors import InputError
 from lpnet.mgrit import Info
 from lpnet.step import Gradient, Step, Trial, Trunk
@@ -115,6 +116,15 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else (math.inf if part else 0.0)
 
 
+class Solved(NamedTuple):
+    """What a forward pass leaves for the backward pass."""
+
+    step: Step
+    solution: Solution
+    schedule: Schedule
+    controller: Controller | None
+
+
 class Propagate(torch.autograd.Function):
     """y_N from y_0 and the local weights."""
 
@@ -130,20 +140,21 @@ class Propagate(torch.autograd.Function):
             trunk.info.control, trunk.info.schedules = None, [schedule]
         elif trunk._again.keeps:  # a check, and no look at other weights
             trunk.info.schedules = [*trunk.info.schedules, schedule]
-        ctx.step, ctx.solution, ctx.schedule, ctx.controller = step, solution, schedule, controller
-        ctx.save_for_backward(*theta)
+        kept = torch.empty(0)
+        kept.solved = Solved(step, solution, schedule, controller)  # type: ignore[attr-defined]
+        ctx.save_for_backward(*theta, kept)  # which autograd drops after the last backward pass, and so the tape
         return step.unpacked(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        theta = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
-        step = ctx.step
+        *theta, kept = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
+        step, solution, schedule, controller = kept.solved
         step.z, step.wanted = step._packed(bar), any(ctx.needs_input_grad[3:])
-        gradient = step.adjoint(ctx.solution, ctx.schedule.adjoint, step.wanted)
+        gradient = step.adjoint(solution, schedule.adjoint, step.wanted)
         step.trunk.info.adjoint = gradient.adjoint
-        if ctx.controller is not None:
-            gradient = _control(step, gradient, ctx.schedule, ctx.controller)
+        if controller is not None:
+            gradient = _control(step, gradient, schedule, controller)
         grads: list[Tensor | None] = [None] * len(theta)
         if step.wanted:
             grads = [g if need else None for g, need in zip(gradient.weights, ctx.needs_input_grad[3:], strict=True)]

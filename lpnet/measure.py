@@ -70,7 +70,7 @@ def prepare(trunk: LayerParallel, y: Tensor) -> tuple[Prepared, Tensor]:
 
     def fields(theta: dict[str, Tensor], layers: Sequence[int]) -> dict[str, Field]:
         seeds = [seed_of(trunk.seed, 0, j) for j in layers] if random else None  # calls of the trunk count from 1
-        return trunk._stack.fields(theta, seeds)
+        return trunk._stack.fields(theta, seeds, len(y))
 
     prepared = trunk._engine.prepare(trunk.layer_weights(), fields)
     return prepared, packed(prepared, y)

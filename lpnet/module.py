@@ -25,10 +25,10 @@ from lpnet.engine import Engine, Prepared
 from lpnet.errors import InputError, warn
 from lpnet.gradient import Propagate
 from lpnet.hierarchy import bounds
+from lpnet.how import Adjoint, Store, how_of
 from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.propagator import Adjoint, Store, how_of
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
@@ -194,7 +194,7 @@ class LayerParallel(nn.Module):
         self._watch.look(partial(self._outlook, theta), self.comm.rank, self.store == "reverse")
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
-            return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t))
+            return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, batch=len(y)))
         if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
             raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
         self._calls += self._again is None  # a check repeats the step with the same masks

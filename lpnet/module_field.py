@@ -57,9 +57,9 @@ class ModuleField:
     @staticmethod
     def slots(count: int, x: Tensor) -> list[Slot]:
         """Uninitialised slots for states like x."""
-        return [Slot(s, s, s) for s in x.new_empty(count, *x.shape[1:])]
+        return [Slot(s, s, s, s, s) for s in x.new_empty(count, *x.shape[1:])]
 
-    def tape(self, n: int, state: Tensor) -> list[Any]:
+    def tape(self, n: int, state: Tensor, holder: object = None) -> list[Any]:
         return [None] * n
 
     def _weights(self, j: int) -> dict[str, Tensor]:
@@ -81,13 +81,13 @@ class ModuleField:
             )
         return k
 
-    def add(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
+    def add(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
         with torch.no_grad():
             k = self._evaluate(j, self._weights(j), source.view)
         tape[at] = k
         target.view.add_(k, alpha=w)
 
-    def linearize(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
+    def linearize(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
         """As `add`, but the tape keeps the graph, so that repeated pulls need no evaluation."""
         y = source.view.detach().clone().requires_grad_()
         with torch.enable_grad():
@@ -95,11 +95,14 @@ class ModuleField:
         tape[at] = (y, k)
         target.view.add_(k.detach(), alpha=w)
 
-    def remove(self, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
+    def remove(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
         kept = tape[at]
         target.view.sub_(kept[1].detach() if isinstance(kept, tuple) else kept, alpha=w)
 
-    def pull(self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any) -> None:
+    def pull(
+        self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Any], j: int, at: int
+    ) -> None:
+        kept = tape[at]
         if isinstance(kept, tuple):
             y, k = kept
         else:
@@ -111,7 +114,9 @@ class ModuleField:
         (bar,) = torch.autograd.grad(k, [y], target_bar, retain_graph=True, materialize_grads=True, allow_unused=True)
         source_bar.add_(bar, alpha=w)
 
-    def pull_grad(self, j: int, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, kept: Any) -> None:
+    def pull_grad(
+        self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Any], j: int, at: int
+    ) -> None:
         y = source.view.detach().clone().requires_grad_()
         theta = {name: value.detach().requires_grad_() for name, value in self._weights(j).items()}
         with torch.enable_grad():
@@ -126,12 +131,13 @@ class ModuleField:
 
     def tangent(
         self,
-        j: int,
         source: Slot,
         dot: Tensor,
         target_dot: Tensor,
         w: float,
-        kept: Any,
+        tape: list[Any],
+        j: int,
+        at: int,
         delta: dict[str, Tensor] | None,
     ) -> None:
         target_dot.add_(self._tangent(j, source.view, dot, delta), alpha=w)

@@ -56,57 +56,63 @@ class Mixing:
     def __init__(self, step: Mix) -> None:
         self.step = step
 
-    def tape(self, n: int, state: Tensor) -> list[Any]:
-        return [None] * n
-
-    def add(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
+    def add(self, source: list[Slot], target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
         mix(self.step, source)
 
-    def unmix(self, j: int, source: list[Slot], target: Slot, w: float, tape: list[Any], at: int) -> None:
+    def unmix(self, source: list[Slot], target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
         unmix(self.step, source)
 
-    def pull(self, j: int, source: Any, target_bar: Tensor, source_bar: list[Tensor], w: float, kept: Any) -> None:
+    def pull(
+        self, source: Any, target_bar: Tensor, source_bar: list[Tensor], w: float, tape: list[Any], j: int, at: int
+    ) -> None:
         mix_bars(self.step, source_bar)
 
     pull_grad = pull
 
 
-def forward(
-    program: Steps, fields: Fields, slots: Sequence[Slot], j: int, keeps: Sequence[Kept], linear: bool = False
-) -> None:
-    """Do a program with the weights j + part.
+class Place(NamedTuple):
+    """Which weights an evaluation of a program uses, and where it keeps what the adjoint needs.
 
-    Args:
-        program: instructions.
-        fields: term -> field.
-        slots: what it works on.
+    Attributes:
         j: weights of part 0.
-        keeps: for each instruction a tape of one place.
-        linear: keep what repeated pulls need.
+        tapes: one for each instruction.
+        at: the place on all of them.
     """
-    for step, keep in zip(program, keeps, strict=True):
+
+    j: int
+    tapes: Sequence[Kept]
+    at: int = 0
+
+
+def forward(
+    program: Steps, fields: Fields, slots: Sequence[Slot], place: Place, linear: bool = False
+) -> None:
+    """Do a program; `linear`: keep what repeated pulls need."""
+    j, tapes, at = place
+    for step, tape in zip(program, tapes, strict=True):
         if isinstance(step, Mix):
             mix(step, slots)
             continue
-        field = fields[step.term]
+        field, target = fields[step.term], slots[step.target]
         if step.begin is not None:
-            slots[step.target].view.copy_(slots[step.begin].view)
+            target.view.copy_(slots[step.begin].view)
         act = field.linearize if linear else field.add
-        act(j + step.part, slots[step.source], slots[step.target], step.w, keep, 0)
+        act(slots[step.source], target, step.w, tape, j + step.part, at)
 
 
 def replay(
-    program: Steps, fields: Fields, slots: Sequence[Slot], j: int, keeps: Sequence[Kept], sources: Sequence[Slot]
+    program: Steps, fields: Fields, slots: Sequence[Slot], place: Place, sources: Sequence[Slot]
 ) -> None:
     """Do a program again from its tapes, evaluating nothing; `sources` are given the source of each instruction."""
-    for step, keep, source in zip(program, keeps, sources, strict=False):
+    j, tapes, at = place
+    for step, tape, source in zip(program, tapes, sources, strict=False):
         if isinstance(step, Mix):
             mix(step, slots)
             continue
         source.view.copy_(slots[step.source].view)
         if step.begin is not None:
             slots[step.target].view.copy_(slots[step.begin].view)
-        fields[step.term].remove(j + step.part, source, slots[step.target], -step.w, keep, 0)
+        fields[step.term].remove(source, slots[step.target], -step.w, tape, j + step.part, at)
 
 
 class Pairs(NamedTuple):
@@ -125,33 +131,25 @@ class Pairs(NamedTuple):
     spare: Slot | None = None
 
 
-def tangent(program: Steps, fields: Fields, pairs: Pairs, j: int, tapes: Sequence[Kept], at: int = 0) -> None:
-    """Do a program with its changes.
-
-    Args:
-        program: instructions.
-        fields: term -> field.
-        pairs: what it works on.
-        j: weights of part 0.
-        tapes: of each instruction.
-        at: where they hold what belongs to j.
-    """
+def tangent(program: Steps, fields: Fields, pairs: Pairs, place: Place) -> None:
+    """Do a program with its changes."""
     slots, dots, deltas, spare = pairs
-    for step, tape in zip(program, tapes, strict=True):
+    for step, tape in zip(program, place.tapes, strict=True):
         if isinstance(step, Mix):
             mix(step, slots)
             mix(step, dots)
             continue
         s, t, w, begin = step.source, step.target, step.w, step.begin
-        field, row, source, target = fields[step.term], j + step.part, slots[s], slots[t]
+        field, source, target = fields[step.term], slots[s], slots[t]
+        where = (tape, place.j + step.part, place.at)
         if spare is not None:
-            field.add(row, source, spare, 0.0, tape, at)
+            field.add(source, spare, 0.0, *where)
         if begin is not None:
             target.view.copy_(slots[begin].view)
             dots[t].view.copy_(dots[begin].view)
         delta = None if deltas is None else deltas[step.term]
-        field.tangent(row, source, dots[s].view, dots[t].view, w, tape[at], delta)
-        field.remove(row, source, target, -w, tape, at)
+        field.tangent(source, dots[s].view, dots[t].view, w, *where, delta)
+        field.remove(source, target, -w, *where)
 
 
 def backward(
@@ -159,8 +157,7 @@ def backward(
     fields: Fields,
     sources: Sequence[Slot],
     bars: Sequence[Tensor],
-    j: int,
-    kept: Sequence[Any],
+    place: Place,
     gradients: bool = False,
 ) -> None:
     """Pull the cotangents of all slots back through a program; those of scratch are zero before and after.
@@ -170,10 +167,10 @@ def backward(
         fields: term -> field.
         sources: the source of each instruction, as it was.
         bars: one for each slot.
-        j: weights of part 0.
-        kept: what each instruction left on its tape.
+        place: weights, and what each instruction left on its tape.
         gradients: add those of the weights to the fields'.
     """
+    j, tapes, at = place
     for i in range(len(program) - 1, -1, -1):
         step = program[i]
         if isinstance(step, Mix):
@@ -181,12 +178,12 @@ def backward(
             continue
         field, target = fields[step.term], bars[step.target]
         pull = field.pull_grad if gradients else field.pull
-        pull(j + step.part, sources[i], target, bars[step.source], step.w, kept[i])
+        pull(sources[i], target, bars[step.source], step.w, tapes[i], j + step.part, at)
         if step.begin is not None:
             bars[step.begin].add_(target)
             target.zero_()
 
 
-def keeps_of(program: Steps, fields: Fields, x: Tensor) -> list[Kept]:
-    """Tapes of one place for each instruction; None for those that need none."""
-    return [fields[step.term].tape(1, x) if isinstance(step, Stage) else [None] for step in program]
+def tapes_of(program: Steps, fields: Fields, n: int, x: Tensor, holder: object = None) -> list[Kept]:
+    """A tape of n places for each instruction; without content for those that need none."""
+    return [fields[s.term].tape(n, x, holder) if isinstance(s, Stage) else [None] * n for s in program]

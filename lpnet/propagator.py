@@ -12,53 +12,20 @@ Layers are counted in the global layer index throughout.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple, cast, get_args
+from itertools import pairwise, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lpnet import programs
-from lpnet.errors import InputError
 from lpnet.fields import Field, Slot
-from lpnet.programs import Kept
-from lpnet.steppers import Mix, Stage, Stepper, is_euler, is_in_place, is_reversible, slots_of, stages_of
-from lpnet.tape import Scratch, Tape, joined
-
-Store = Literal["all", "cpoints", "reverse"]
-Adjoint = Literal["discrete", "continuous"]
-
-
-class How(NamedTuple):
-    """What is kept for the adjoint, and whether the adjoint is the continuous one, discretised on its own."""
-
-    store: Store = "all"
-    continuous: bool = False
-
-
-STORED = How()
-
-
-def how_of(stepper: Stepper, store: str, gradient: str) -> How:
-    """What the stepper can do of this.
-
-    Raises:
-        InputError: an unknown name, or what the stepper cannot do.
-    """
-    name = type(stepper).__name__
-    for key, given, names in (("gradient", gradient, get_args(Adjoint)), ("store", store, get_args(Store))):
-        if given not in names:
-            raise InputError(f"{key}: {given!r} given, one of {', '.join(names)} allowed")
-    if gradient == "continuous" and not (stepper.continuous and is_euler(stepper)):
-        raise InputError(f"gradient: 'continuous' given with {name}, only 'discrete' allowed (or the stepper Euler)")
-    if store == "reverse" and not (stepper.reversible and is_reversible(stepper)):
-        raise InputError(
-            f"store: 'reverse' given with {name}, which is not reversible; 'all' or 'cpoints' allowed (or the steppers "
-            "Verlet and Leapfrog)"
-        )
-    return How(cast(Store, store), gradient == "continuous")
+from lpnet.how import STORED, How
+from lpnet.programs import Kept, Place
+from lpnet.steppers import Mix, Stepper, is_in_place, slots_of, stages_of
+from lpnet.tape import Tape, joined
 
 
 class Workspace:
@@ -82,8 +49,14 @@ def state_of(slots: Sequence[Slot], memory: int) -> Tensor:
     return torch.stack([slot.view for slot in slots[:memory]])
 
 
-def _undo_again(field: Field, j: int, source: Slot, target: Slot, w: float, tape: list[Any], at: int) -> None:
-    field.add(j, source, target, -w, tape, at)  # which leaves what the pull needs
+def _undo_again(
+    field: Field, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int
+) -> None:
+    field.add(source, target, -w, tape, j, at)  # which leaves what the pull needs
+
+
+Act = Callable[[int, int], None]
+"""(j, at): one instruction of a step with weights j, which keeps what the adjoint needs at this place."""
 
 
 class Layers:
@@ -111,6 +84,7 @@ class Layers:
         self._count = max(slots_of(self.program, stepper.memory), slots_of(lift, stepper.memory))
         self._work = Workspace(self.field, self._count + how.continuous)
         self._sources = Workspace(self.field, max(len(self.program), len(lift)))
+        self._one: tuple[torch.Size, list[Kept]] | None = None
 
     def first(self, n: int) -> "Layers":
         """The first n layers, with memory of their own."""
@@ -120,14 +94,26 @@ class Layers:
         """An empty tape for states like `like`; None: one that keeps nothing."""
         if like is None:
             return Tape([], records=False)
-        return Tape(self._kept(self.n, like) if self.how.store == "all" else [])
+        tape = Tape([])
+        if self.how.store == "all":
+            tape.kept = self._tapes(self.n, like, tape)
+        return tape
 
-    def _kept(self, n: int, like: Tensor) -> list[Kept]:
-        return [self.fields[s.term].tape(n, like) if isinstance(s, Stage) else [None] * n for s in self.program]
+    def _tapes(self, n: int, like: Tensor, holder: object) -> list[Kept]:
+        return programs.tapes_of(self.program, self.fields, n, like, holder)
 
     def _places(self, tape: Tape, like: Tensor) -> list[Kept]:
         """Where each instruction keeps what it must: the tape, or one place for all layers."""
-        return tape.kept or [Scratch(kept) for kept in self._kept(1, like)]
+        if tape.kept:
+            return tape.kept
+        if self._one is None or self._one[0] != like.shape:
+            self._one = like.shape, self._tapes(1, like, self)
+        return self._one[1]
+
+    def _layers(self, a: int, b: int, tape: Tape) -> Iterable[tuple[int, int]]:
+        """Layers a, …, b − 1 as indices of their weights, and of their places on the tape."""
+        lo, shift = self.lo, self.lo + tape.shift
+        return zip(range(a - lo, b - lo), range(a - shift, b - shift) if tape.kept else repeat(0), strict=False)
 
     def reset_grads(self) -> None:
         """Forget the weight gradients of all fields."""
@@ -170,35 +156,34 @@ class Layers:
 
     def _run(self, a: int, b: int, x: Tensor, tape: Tape) -> Tensor:
         slots, places = self._work(x), self._places(tape, x)
-        layers = range(a - self.lo, b - self.lo)
         if self.in_place:
-            self._run_in_place(layers, slots, places, tape.shift)
+            acts = self._forwards(slots, places)
+            for j, at in self._layers(a, b, tape):
+                for act in acts:
+                    act(j, at)
         else:
-            self._run_general(layers, slots, places, tape)
+            self._run_general(a, b, slots, places, tape)
         end = state_of(slots, self.stepper.memory)
         if tape.records:
             tape.note(a, b, x, end)
         return end
 
-    def _run_in_place(self, layers: range, slots: list[Slot], places: list[Kept], shift: int) -> None:
-        work: list[Any] = []
+    def _forwards(self, slots: list[Slot], places: list[Kept]) -> list[Act]:
+        """The instructions of an in-place step."""
+        acts: list[Act] = []
         for step, kept in zip(self.program, places, strict=True):
+            target = slots[step.target]
             if isinstance(step, Mix):
-                work.append((programs.Mixing(step).add, slots, slots[step.target], 1.0, kept))
+                acts.append(partial(programs.Mixing(step).add, slots, target, 1.0, kept))
             else:
-                work.append((self.fields[step.term].add, slots[step.source], slots[step.target], step.w, kept))
-        for j in layers:
-            for add, source, target, w, kept in work:
-                add(j, source, target, w, kept, j - shift)
+                acts.append(partial(self.fields[step.term].add, slots[step.source], target, step.w, kept))
+        return acts
 
-    def _run_general(self, layers: range, slots: list[Slot], places: list[Kept], tape: Tape) -> None:
-        for j in layers:
+    def _run_general(self, a: int, b: int, slots: list[Slot], places: list[Kept], tape: Tape) -> None:
+        for j, at in self._layers(a, b, tape):
             if tape.kept:
                 tape.states[j + self.lo] = state_of(slots, self.stepper.memory)
-            keeps = [Scratch([kept[j - tape.shift]]) for kept in places]
-            programs.forward(self.program, self.fields, slots, j, keeps)
-            for kept, keep in zip(places, keeps, strict=True):
-                kept[j - tape.shift] = keep[0]
+            programs.forward(self.program, self.fields, slots, Place(j, places, at))
 
     def state(self, j: int, tape: Tape) -> Tensor:
         """x_j as the sweep of the tape had it before layer j."""
@@ -216,30 +201,37 @@ class Layers:
 
     # ---- backward ------------------------------------------------------------------------------------------------
 
-    def _backwards(self, slots: list[Slot], places: list[Kept], bars: list[Tensor], gradients: bool) -> list[Any]:
-        """Undo, pull, source, target, their cotangents, weight and tape of each instruction of an in-place step."""
-        work: list[Any] = []
+    def _backwards(
+        self, slots: list[Slot], places: list[Kept], bars: list[Tensor] | None, gradients: bool, undo: bool
+    ) -> list[Act]:
+        """The instructions of an in-place step from the last to the first: undone, pulled back (with bars), or both."""
+        acts: list[Act] = []
         for step, kept in zip(reversed(self.program), reversed(places), strict=True):
+            source: Any
+            source_bar: Any
+            target_bar: Any
             if isinstance(step, Mix):
-                mixing = programs.Mixing(step)
-                work.append((mixing.unmix, mixing.pull, slots, slots[step.target], bars, None, 1.0, kept))
-                continue
-            field, s, t = self.fields[step.term], step.source, step.target
-            pull = field.pull_grad if gradients else field.pull
-            undo = partial(_undo_again, field) if self.how.store == "reverse" else field.remove
-            work.append((undo, pull, slots[s], slots[t], bars[s], bars[t], step.w, kept))
-        return work
+                one: Any = programs.Mixing(step)
+                back, source, source_bar, target_bar, w = one.unmix, slots, bars, None, 1.0
+            else:
+                one, source, w = self.fields[step.term], slots[step.source], step.w
+                back = partial(_undo_again, one) if self.how.store == "reverse" else one.remove
+                source_bar, target_bar = (None, None) if bars is None else (bars[step.source], bars[step.target])
+            if undo:
+                acts.append(partial(back, source, slots[step.target], w, kept))
+            if bars is not None:
+                acts.append(partial(one.pull_grad if gradients else one.pull, source, target_bar, source_bar, w, kept))
+        return acts
 
     def _rewind(self, b: int, a: int, slots: list[Slot], tape: Tape) -> None:
         """x_a from x_b in the slots."""
         if a == b:
             return
         self.again += (b - a) * (self.how.store == "reverse")
-        places = self._places(tape, tape.ends[b])
-        work = self._backwards(slots, places, [slot.view for slot in slots], False)
-        for j in range(b - 1 - self.lo, a - 1 - self.lo, -1):
-            for undo, _, source, target, _, _, w, kept in work:
-                undo(j, source, target, w, kept, j - tape.shift)
+        acts = self._backwards(slots, self._places(tape, tape.ends[b]), None, False, True)
+        for j, at in reversed(list(self._layers(a, b, tape))):
+            for act in acts:
+                act(j, at)
 
     def pull(self, a: int, b: int, z: Tensor, tape: Tape, gradients: bool) -> Tensor:
         """z_a from z_b = z; with `gradients`, those of the weights are added to the fields'."""
@@ -268,7 +260,8 @@ class Layers:
     def _again(self, a: int, b: int, x: Tensor) -> Tape:
         """The whole tape of a segment."""
         self.again += b - a
-        tape = Tape(self._kept(b - a, x), a - self.lo)
+        tape = Tape([], a - self.lo)
+        tape.kept = self._tapes(b - a, x, tape)
         self._run(a, b, x, tape)
         return tape
 
@@ -278,25 +271,21 @@ class Layers:
         rebuild = gradients or needs or self.how.store == "reverse"
         if rebuild:
             self._rewind(end, layers.stop, slots, tape)
-        work = self._backwards(slots, places, bars, gradients)
+        acts = self._backwards(slots, places, bars, gradients, rebuild)
         self.again += len(layers) * (self.how.store == "reverse")
-        for j in reversed(range(layers.start - self.lo, layers.stop - self.lo)):
-            for undo, pull, source, target, source_bar, target_bar, w, kept in work:
-                if rebuild:
-                    undo(j, source, target, w, kept, j - tape.shift)
-                pull(j, source, target_bar, source_bar, w, kept[j - tape.shift])
+        for j, at in reversed(list(self._layers(layers.start, layers.stop, tape))):
+            for act in acts:
+                act(j, at)
         if self.how.store == "reverse" and layers.start in tape.starts:
             tape.undone(layers.start, state_of(slots, self.stepper.memory))
 
     def _pull_general(self, layers: range, bars: list[Tensor], tape: Tape, gradients: bool) -> None:
-        sources: Iterable[Slot] | None = None
-        for j in reversed(layers):
-            x, at = tape.states[j], j - self.lo - tape.shift
-            keeps = [Scratch([kept[at]]) for kept in tape.kept]
+        sources: list[Slot] = []
+        for j, at in reversed(list(self._layers(layers.start, layers.stop, tape))):
+            x, place = tape.states[j + self.lo], Place(j, tape.kept, at)
             sources = self._sources(x)
-            programs.replay(self.program, self.fields, self._work(x), j - self.lo, keeps, sources)
-            kept = [keep[0] for keep in keeps]
-            programs.backward(self.program, self.fields, sources, bars, j - self.lo, kept, gradients)
+            programs.replay(self.program, self.fields, self._work(x), place, sources)
+            programs.backward(self.program, self.fields, sources, bars, place, gradients)
 
     def _pull_continuous(self, layers: range, bars: list[Tensor], end: int, tape: Tape, gradients: bool) -> None:
         """z_j = z_{j+1} + h (∂f/∂y)ᵀ z_{j+1}, g_j = h (∂f/∂θ)ᵀ z_{j+1}, both at (x_{j+1}, θ_j)."""
@@ -305,10 +294,10 @@ class Layers:
         (step,) = stages_of(self.program)
         field, y, spare = self.fields[step.term], slots[0], slots[-1]
         pull, keep = field.pull_grad if gradients else field.pull, field.tape(1, tape.ends[end])
-        for j in reversed(range(layers.start - self.lo, layers.stop - self.lo)):
-            field.add(j, y, spare, 0.0, keep, 0)
-            pull(j, y, bars[0], bars[0], step.w, keep[0])
-            field.remove(j, y, y, step.w, tape.kept[0], j - tape.shift)
+        for j, at in reversed(list(self._layers(layers.start, layers.stop, tape))):
+            field.add(y, spare, 0.0, keep, j, 0)
+            pull(y, bars[0], bars[0], step.w, keep, j, 0)
+            field.remove(y, y, step.w, tape.kept[0], j, at)
 
     # ---- the lift ------------------------------------------------------------------------------------------------
 
@@ -317,17 +306,18 @@ class Layers:
         if not self._lift:
             return x
         slots = self._work(x)
-        programs.forward(self._lift, self.fields, slots, 0, programs.keeps_of(self._lift, self.fields, x))
+        programs.forward(self._lift, self.fields, slots, Place(0, self._lift_tapes(x)))
         return state_of(slots, self.stepper.memory)
 
     def pull_lift(self, x: Tensor, z: Tensor, gradients: bool) -> Tensor:
         """Cotangent of (y_0, 0, …) from z_0; x is the state before the lift."""
         if not self._lift:
             return z
-        bars, keeps = self._bars(z), programs.keeps_of(self._lift, self.fields, x)
-        programs.forward(self._lift, self.fields, self._work(x), 0, keeps)
-        sources = self._sources(x)
-        programs.replay(self._lift, self.fields, self._work(x), 0, keeps, sources)
-        kept = [keep[0] for keep in keeps]
-        programs.backward(self._lift, self.fields, sources, bars, 0, kept, gradients)
+        bars, place, sources = self._bars(z), Place(0, self._lift_tapes(x)), self._sources(x)
+        programs.forward(self._lift, self.fields, self._work(x), place)
+        programs.replay(self._lift, self.fields, self._work(x), place, sources)
+        programs.backward(self._lift, self.fields, sources, bars, place, gradients)
         return torch.stack(bars[: self.stepper.memory])
+
+    def _lift_tapes(self, x: Tensor) -> list[Kept]:
+        return programs.tapes_of(self._lift, self.fields, 1, x)

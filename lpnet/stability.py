@@ -125,13 +125,13 @@ def norms(stack: Tensor, iterations: int = 16) -> Tensor:
 def eigenvalues(dynamics: Dynamics, theta: dict[str, Tensor], norm: Norm = norms) -> Complex:
     """The λ_j of largest modulus that the Jacobians of stacked layers may have, (n,).
 
-    On the imaginary axis (iω, less γ) or the negative real one; the bound |C| |A| max σ' is that of σ' = max σ' for all
+    On the imaginary axis (iω, less γ) or the negative real one; the bound |C| |M| max σ' is that of σ' = max σ' for all
     neurons.
     """
     slope = ACTIVATIONS[dynamics.activation].slope
     sizes = {
-        term: slope * norm(A[:, :, :-1]) * (1.0 if C is None else norm(C))
-        for term, (A, C, _) in dynamics.dense({k: v.detach() for k, v in theta.items()}).items()
+        term: slope * norm(w.M) * (1.0 if w.C is None else norm(w.C))
+        for term, w in dynamics.dense({k: v.detach() for k, v in theta.items()}).items()
     }
     if "f" not in sizes:
         return 1j * (sizes["kick"] * sizes.get("drift", 1.0)).sqrt().cpu().numpy()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lpnet.activations import ACTIVATIONS
+from lpnet.dense_field import DenseField
 from lpnet.dynamics import Dynamics
 from lpnet.errors import InputError
-from lpnet.fields import DenseField, DenseWeights, Field
+from lpnet.fields import DenseWeights, Field
 from lpnet.module_field import ModuleField
+from lpnet.pool import Pool
 from lpnet.steppers import REGISTRY as STEPPERS
 from lpnet.steppers import Stepper, check_layer
 
@@ -76,6 +77,7 @@ class Stack:
         self.fast = isinstance(module, Dynamics)
         self._call = Call(self.module)
         self._random: dict[bool, bool] = {}
+        self.pool = Pool()
 
     def _evaluate(self, training: bool, theta: Weights, term: str, y: Tensor) -> Tensor:
         """f(y) with the weights of one layer, in the mode of the forward pass (an adjoint may come after a switch)."""
@@ -83,12 +85,14 @@ class Stack:
             self.module.train(training)
         return self._call.at(theta, term, y)
 
-    def fields(self, theta: Weights, seeds: list[int] | None = None) -> dict[str, Field]:
-        """Fields of these stacked weights."""
+    def fields(
+        self, theta: Weights, seeds: list[int] | None = None, batch: int | None = None
+    ) -> dict[str, Field]:
+        """Fields of these stacked weights, for so many examples at once; memory is lent by the pool of this stack."""
         theta = {name: value.detach() for name, value in theta.items()}
         if isinstance(self.module, Dynamics):
-            activation = ACTIVATIONS[self.module.activation]
-            return {term: DenseField(w, activation) for term, w in self.module.dense(theta).items()}
+            dense, activation = self.module.dense(theta), self.module.activation
+            return {term: DenseField(w, activation, self.pool, batch) for term, w in dense.items()}
         evaluate = partial(self._evaluate, self.module.training)
         return {term: ModuleField(theta, evaluate, term, seeds) for term in self.terms}
 
@@ -100,10 +104,11 @@ class Stack:
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
             dense = self.module.dense(leaves)
-        made = [t for term in fields for t in (dense[term].A, dense[term].C) if t is not None]
+        made = [t for term in fields for t in dense[term].tensors]
         bars = [grad for field in fields.values() for grad in field.grads()]
-        found = torch.autograd.grad(made, list(leaves.values()), bars, materialize_grads=True, allow_unused=True)
-        return [g.clone() for g in found]  # some are views of the fields' buffers, which the next adjoint overwrites
+        return list(
+            torch.autograd.grad(made, list(leaves.values()), bars, materialize_grads=True, allow_unused=True)
+        )
 
     def directions(self, theta: Weights, delta: Weights) -> dict[str, Any]:
         """The change of each term's weights, as its field holds them, for the change `delta` of the stacked weights."""
@@ -112,7 +117,7 @@ class Stack:
         dense = self.module.dense
 
         def tensors(theta: Weights) -> dict[str, tuple[Tensor, ...]]:
-            return {term: (w.A,) if w.C is None else (w.A, w.C) for term, w in dense(theta).items()}
+            return {term: w.tensors for term, w in dense(theta).items()}
 
         dots = torch.func.jvp(tensors, (theta,), (delta,))[1]
         return {term: DenseWeights(*dot) for term, dot in dots.items()}

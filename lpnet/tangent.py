@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from lpnet import programs
-from lpnet.programs import Kept, Pairs
+from lpnet.programs import Kept, Pairs, Place
 from lpnet.propagator import Layers, Workspace, state_of
 from lpnet.steppers import Steps, slots_of
-from lpnet.tape import Scratch, Tape
+from lpnet.tape import Tape
 
 Deltas = Mapping[str, Any] | None
 """term -> change of the stacked weights as its field holds them (`Stack.directions`); None for no change."""
@@ -46,20 +46,22 @@ class TangentLayers:
         layers = self.layers
         x = layers.state(a, tape)
         layers.again += (b - a) * (not tape.kept)
-        tapes: list[Kept] = tape.kept or [Scratch(keep) for keep in self._keeps(layers.program, x)]
+        tapes = tape.kept or self._tapes(layers.program, x)
         pairs = self._pairs(x, dot, anew=not tape.kept)
         for j in range(a - layers.lo, b - layers.lo):
-            programs.tangent(layers.program, layers.fields, pairs, j, tapes, j - tape.shift)
+            place = Place(j, tapes, j - tape.shift if tape.kept else 0)
+            programs.tangent(layers.program, layers.fields, pairs, place)
         return state_of(pairs.dots, layers.stepper.memory)
 
     def lift(self, x: Tensor, dot: Tensor) -> Tensor:
         """δx_0 from (δy_0, 0, …); x is the state before the lift."""
         pairs = self._pairs(x, dot, anew=True)
-        programs.tangent(self._lift, self.layers.fields, pairs, 0, self._keeps(self._lift, x))
+        programs.tangent(self._lift, self.layers.fields, pairs, Place(0, self._tapes(self._lift, x)))
         return state_of(pairs.dots, self.layers.stepper.memory)
 
-    def _keeps(self, program: Steps, x: Tensor) -> list[Kept]:
-        return programs.keeps_of(program, self.layers.fields, x)
+    def _tapes(self, program: Steps, x: Tensor) -> list[Kept]:
+        """Of one place, for programs that are done again."""
+        return programs.tapes_of(program, self.layers.fields, 1, x)
 
     def _pairs(self, x: Tensor, dot: Tensor, anew: bool) -> Pairs:
         slots = self._work(x)

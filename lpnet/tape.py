@@ -13,16 +13,6 @@ from torch import Tensor
 Kept = list[Any]
 
 
-class Scratch(list[Any]):
-    """A tape of one place, for sweeps that nobody pulls back."""
-
-    def __getitem__(self, at: Any) -> Any:
-        return super().__getitem__(0)
-
-    def __setitem__(self, at: Any, value: Any) -> None:
-        super().__setitem__(0, value)
-
-
 class Tape:
     """Kept tensors per instruction and layer, states, and the ends of the segments.
 

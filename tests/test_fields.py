@@ -100,7 +100,7 @@ def stage(case: Case, j: int, seed: int = 0) -> tuple[list[Slot], list[Any], Ten
     for slot, value in zip(slots, x, strict=True):
         slot.view.copy_(value)
     tape = case.field.tape(N, x)
-    case.field.add(j, slots[0], slots[1], W, tape, j)
+    case.field.add(slots[0], slots[1], W, tape, j, j)
     return slots, tape, source, target
 
 
@@ -120,7 +120,7 @@ def test_add_and_remove(kind: str, activation: str, term: str, fast: bool) -> No
         torch.testing.assert_close(slots[1].view, packed(case.field, target + W * k), rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(slots[0].view, packed(case.field, source), rtol=0, atol=0)
         slots[0].view.fill_(torch.nan)  # undone from the tape alone
-        case.field.remove(j, slots[0], slots[1], W, tape, j)
+        case.field.remove(slots[0], slots[1], W, tape, j, j)
         torch.testing.assert_close(slots[1].view, packed(case.field, target), rtol=1e-13, atol=1e-14)
 
 
@@ -132,7 +132,7 @@ def test_pull(kind: str, activation: str, term: str, fast: bool) -> None:
         bar, before = normal(BATCH, WIDTH, seed=50 + j), normal(BATCH, WIDTH, seed=60 + j)
         _, y_bar, _ = autograd(case, j, source, bar)
         source_bar = packed(case.field, before).clone()
-        case.field.pull(j, slots[0], packed(case.field, bar), source_bar, W, tape[j])
+        case.field.pull(slots[0], packed(case.field, bar), source_bar, W, tape, j, j)
         assert error(source_bar, packed(case.field, before + W * y_bar)) < 1e-12
 
 
@@ -149,7 +149,7 @@ def test_pull_grad_collects_the_gradients_of_all_layers(kind: str, activation: s
             bar, before = normal(BATCH, WIDTH, seed=50 + seed), normal(BATCH, WIDTH, seed=60 + seed)
             _, y_bar, grads = autograd(case, j, source, bar)
             source_bar = packed(case.field, before).clone()
-            case.field.pull_grad(j, slots[0], packed(case.field, bar), source_bar, W, tape[j])
+            case.field.pull_grad(slots[0], packed(case.field, bar), source_bar, W, tape, j, j)
             assert error(source_bar, packed(case.field, before + W * y_bar)) < 1e-12
             for name, grad in grads.items():
                 expected[name][j] += W * grad
@@ -168,14 +168,14 @@ def test_linearized_stages_can_be_pulled_again(kind: str, activation: str, term:
     for slot, value in zip(slots, x, strict=True):
         slot.view.copy_(value)
     tape = case.field.tape(1, x)
-    case.field.linearize(1, slots[0], slots[1], W, tape, 0)
+    case.field.linearize(slots[0], slots[1], W, tape, 1, 0)
     k, _, _ = autograd(case, 1, source, source)
     assert error(slots[1].view, packed(case.field, target + W * k)) < 1e-13
     slots[0].view.fill_(torch.nan)  # the tape is enough
     for seed in (2, 3):
         bar = normal(BATCH, WIDTH, seed=seed)
         source_bar = torch.zeros_like(slots[0].view)
-        case.field.pull(1, slots[0], packed(case.field, bar), source_bar, W, tape[0])
+        case.field.pull(slots[0], packed(case.field, bar), source_bar, W, tape, 1, 0)
         assert error(source_bar, packed(case.field, W * autograd(case, 1, source, bar)[1])) < 1e-12
 
 

@@ -16,9 +16,9 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
     ("errors", "version"),
-    ("activations", "data", "options", "slab"),
+    ("activations", "data", "options", "pool", "slab"),
     ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught"),
-    ("programs",),
+    ("dense_field", "how", "programs"),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps",),
     ("stability", "tangent"),
@@ -51,6 +51,7 @@ BARRED = {
     "data": set(TIER) - {"errors", "data"},
     "slab": set(TIER) - {"errors"},
     "activations": RANKS,
+    "dense_field": RANKS,
     "fields": RANKS,
     "steppers": RANKS,
     "dynamics": RANKS,

@@ -162,7 +162,7 @@ def warned(kind: Any, size: float, layers: int = 20, calls: int = 1, **more: Any
     with torch.no_grad():
         for p in made.theta.values():
             p *= 1e-3
-        A = next(iter(made._stack.module.dense(dict(made.theta)).values())).A[7, :, :-1]
+        A = next(iter(made._stack.module.dense(dict(made.theta)).values())).M[7]
         made.theta["K"][7] *= size / torch.linalg.matrix_norm(A, 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

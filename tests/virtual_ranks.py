@@ -94,19 +94,19 @@ class TimedField:
         fixed = self.comm.costs.fixed
         self.comm.time += cost / self.stages * (fixed + (1 - fixed) * batch / BATCH)
 
-    def add(self, j: int, source: Any, target: Any, w: float, tape: Any, at: int) -> None:
+    def add(self, source: Any, target: Any, *more: Any) -> None:
         self.spend(self.comm.costs.fine, target.view.shape[-1])
-        self.field.add(j, source, target, w, tape, at)
+        self.field.add(source, target, *more)
 
     linearize = add
 
-    def pull(self, j: int, source: Any, target_bar: Tensor, *more: Any) -> None:
+    def pull(self, source: Any, target_bar: Tensor, *more: Any) -> None:
         self.spend(self.comm.costs.pull, target_bar.shape[-1])
-        self.field.pull(j, source, target_bar, *more)
+        self.field.pull(source, target_bar, *more)
 
-    def pull_grad(self, j: int, source: Any, target_bar: Tensor, *more: Any) -> None:
+    def pull_grad(self, source: Any, target_bar: Tensor, *more: Any) -> None:
         self.spend(self.comm.costs.pull + self.comm.costs.gradient, target_bar.shape[-1])
-        self.field.pull_grad(j, source, target_bar, *more)
+        self.field.pull_grad(source, target_bar, *more)
 
     def batch(self, parts: range, y: Tensor) -> Any:
         self.spend(self.comm.costs.fine * (1 + (len(parts) - 1) * self.comm.costs.batched), BATCH)

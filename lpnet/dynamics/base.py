@@ -1,7 +1,7 @@
 """What lpnet needs to know of one layer's dynamics, an `nn.Module` f(y, θ) without explicit time.
 
 Any user module with ``forward(y) -> dy/dt`` (or ``kick(y)`` and ``drift(z)`` for partitioned dynamics) is one. The
-built-in ones also say how they are written as ± C σ(A (y, 1)), which gives them the hand-written fast path.
+built-in ones also say how they are written as ± C σ(M y + b), which gives them the hand-written fast path.
 """
 
 import math
@@ -52,7 +52,7 @@ class Dynamics(nn.Module):
         return found
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
-        """Each term as ± C σ(A (y, 1)), from stacked weights, differentiable."""
+        """Each term as ± C σ(M y + b), from stacked weights, differentiable."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -74,8 +74,3 @@ def check_finite(key: str, given: object) -> None:
 def shifted(K: Tensor, gamma: float) -> Tensor:
     """K − γI of square matrices (..., width, width)."""
     return K - gamma * torch.eye(K.shape[-1], dtype=K.dtype, device=K.device) if gamma else K
-
-
-def affine(K: Tensor, b: Tensor) -> Tensor:
-    """A = (K, b) of stacked K (n, hidden, width) and b (n, hidden)."""
-    return torch.cat([K, b[:, :, None]], dim=2)

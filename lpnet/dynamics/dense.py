@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lpnet.dynamics.base import Dynamics, Spectrum, affine, check_finite, check_whole, shifted
+from lpnet.dynamics.base import Dynamics, Spectrum, check_finite, check_whole, shifted
 from lpnet.fields import DenseWeights
 
 
@@ -27,7 +27,7 @@ class _Square(Dynamics):
         return self.sigma(linear(y, self._matrix(self.K), self.b))
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
-        return {"f": DenseWeights(affine(self._matrix(theta["K"]), theta["b"]))}
+        return {"f": DenseWeights(self._matrix(theta["K"]), theta["b"])}
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", gamma={self.gamma}" if self.gamma else "")
@@ -55,7 +55,7 @@ class TwoLayer(Dynamics):
         return linear(self.sigma(linear(y, self.K1, self.b)), self.K2)
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
-        return {"f": DenseWeights(affine(theta["K1"], theta["b"]), theta["K2"])}
+        return {"f": DenseWeights(theta["K1"], theta["b"], theta["K2"])}
 
 
 class Antisymmetric(_Square):

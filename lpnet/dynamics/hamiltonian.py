@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lpnet.dynamics.base import Dynamics, Spectrum, affine
+from lpnet.dynamics.base import Dynamics, Spectrum
 from lpnet.errors import InputError
 from lpnet.fields import DenseWeights
 
@@ -54,7 +54,7 @@ class Hamiltonian(Dynamics):
 
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
         (kick, drift), b = self._matrices(theta["K"]), theta["b"]
-        return {"kick": DenseWeights(affine(kick, b), sign=-1.0), "drift": DenseWeights(affine(drift, b))}
+        return {"kick": DenseWeights(kick, b, sign=-1.0), "drift": DenseWeights(drift, b)}
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.form == "slides" else f", form={self.form!r}")

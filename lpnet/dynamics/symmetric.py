@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lpnet.dynamics.base import Dynamics, Spectrum, affine, check_whole
+from lpnet.dynamics.base import Dynamics, Spectrum, check_whole
 from lpnet.fields import DenseWeights
 
 
@@ -32,7 +32,7 @@ class _Descent(Dynamics):
     def dense(self, theta: dict[str, Tensor]) -> dict[str, DenseWeights]:
         K = theta["K"]
         (term,) = self.terms
-        return {term: DenseWeights(affine(K, theta["b"]), K.transpose(1, 2), sign=-1.0)}
+        return {term: DenseWeights(K, theta["b"], K.transpose(1, 2), sign=-1.0)}
 
 
 class DoubleSymmetric(_Descent):

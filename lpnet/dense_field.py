@@ -1,0 +1,254 @@
+"""The fast path: f_j(y) = ± C_j σ(M_j y + b_j) of stacked layers, in place and pulled back by hand.
+
+States are stored with examples in columns, (width, batch), so that no product needs a transposed copy. The argument of
+σ is found in one of two ways:
+
+    packed    u = (M, b) (y, 1), with the bias as the last column of a copy of the weights: the fewest operations
+    direct    u = M y + b, from the weights themselves, where a copy of them would be much memory beside the states
+
+Which one depends on the shape alone, so that the same numbers result on any number of ranks.
+"""
+
+
+import torch
+from torch import Tensor
+
+from lpnet.activations import kernels
+from lpnet.fields import DenseWeights, Slot
+from lpnet.pool import Pool
+
+SMALL = 256
+"""Entries of M up to which the weights are packed whatever the batch."""
+COLUMNS = 16
+"""Examples per feature from which the weights are packed: these are 1/16 of the states then."""
+
+
+def is_packed(hidden: int, width: int, batch: int | None) -> bool:
+    """Whether the weights are copied, with the bias as a column; batch None: that of the examples is not known."""
+    return batch is None or batch >= COLUMNS * width or hidden * width <= SMALL
+
+
+class Packed:
+    """Memory for A = scale (M, b) and C of n layers, and for their gradients, with the views that layers use."""
+
+    def __init__(self, like: DenseWeights) -> None:
+        n, hidden, width = like.M.shape
+        self.stack = like.M.new_empty(n, hidden, width + 1)
+        self.A, self.Mt = self.stack.unbind(), self.stack[:, :, :width].transpose(1, 2).unbind()
+        self.grads = torch.empty_like(self.stack)
+        self.G = self.grads.unbind()
+
+    def load(self, weights: DenseWeights, scale: float) -> None:
+        """Copy the weights."""
+        torch.mul(weights.M, scale, out=self.stack[:, :, :-1])
+        torch.mul(weights.b, scale, out=self.stack[:, :, -1])
+
+
+class DenseField:
+    """f_j(y) = ± C_j σ(M_j y + b_j) for n stacked layers; without C the output is ± σ itself.
+
+    Args:
+        weights: M, b and C.
+        activation: name of σ.
+        pool: lends memory.
+        batch: examples that will be propagated at once.
+    """
+
+    needs_source = False
+    stream = 0
+
+    def __init__(
+        self, weights: DenseWeights, activation: str, pool: Pool | None = None, batch: int | None = None
+    ) -> None:
+        self.weights, self.sign = weights, weights.sign
+        self.activation = kernels(activation, weights.M.device)
+        self.pool = Pool() if pool is None else pool
+        n, self.hidden, width = weights.M.shape
+        scale = self.activation.scale
+        self.packed: Packed | None = None
+        if is_packed(self.hidden, width, batch):
+            key = ("weights", n, self.hidden, width, weights.M.dtype, weights.M.device)
+            self.packed = self.pool.take(key, lambda: Packed(weights), self)
+            self.packed.load(weights, scale)
+            self.A, self.Mt, self.Mt_scale = self.packed.A, self.packed.Mt, scale
+        else:
+            self.A, self.Mt, self.Mt_scale = weights.M.unbind(), weights.M.transpose(1, 2).unbind(), 1.0
+            self.b = weights.b[:, :, None].unbind()
+        self.C = None if weights.C is None else weights.C.unbind()
+        self._made: list[Tensor] = []  # gradients of M, b and C
+        self._each: list[tuple[Tensor, ...]] = []  # the same layer by layer
+        self._touched = [False] * n
+        self._scratch: tuple[Tensor, Tensor] | None = None
+
+    # ---- layout --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def pack(x: Tensor) -> Tensor:
+        """(memory, batch, width) to this field's (memory, width, batch)."""
+        return x.transpose(1, 2).contiguous()
+
+    @staticmethod
+    def unpack(x: Tensor) -> Tensor:
+        """The inverse of `pack`."""
+        return x.transpose(1, 2).contiguous()
+
+    @staticmethod
+    def batch_dim(x: Tensor) -> int:
+        """Dimension of the batch, from the end."""
+        return -1
+
+    @staticmethod
+    def slots(count: int, x: Tensor) -> list[Slot]:
+        """Uninitialised slots for states like x, each with its row of ones."""
+        width, batch = x.shape[1:]
+        full = x.new_ones(count, width + 1, batch)
+        return [Slot(f[:width], f, f.t(), f[:width].t(), f[width]) for f in full]
+
+    def tape(self, n: int, state: Tensor, holder: object = None) -> list[Tensor]:
+        """Uninitialised memory for n layers: one tensor (hidden, batch) each."""
+        def make() -> list[Tensor]:
+            return list(state.new_empty(n, self.hidden, state.shape[-1]).unbind()) if n else []
+
+        if holder is None:
+            return make()
+        return self.pool.take(("tape", n, self.hidden, state.shape[-1], state.dtype, state.device), make, holder)
+
+    def _pair(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Two scratch tensors like this one."""
+        if self._scratch is None or self._scratch[0].shape != kept.shape:
+            self._scratch = (torch.empty_like(kept), torch.empty_like(kept))
+        return self._scratch
+
+    # ---- one layer -----------------------------------------------------------------------------------------------
+
+    def add(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
+        u = tape[at]
+        if self.packed is not None:
+            torch.mm(self.A[j], source.full, out=u)
+        else:
+            scale = self.activation.scale
+            torch.addmm(self.b[j], self.A[j], source.view, beta=scale, alpha=scale, out=u)
+        a = self.activation.apply(u)
+        if self.C is None:
+            target.view.add_(a, alpha=self.sign * w)
+        else:
+            target.view.addmm_(self.C[j], a, alpha=self.sign * w)
+
+    linearize = add
+
+    def remove(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
+        a = self.activation.value(tape[at])
+        if self.C is None:
+            target.view.sub_(a, alpha=self.sign * w)
+        else:
+            target.view.addmm_(self.C[j], a, alpha=-self.sign * w)
+
+    def _cotangent(self, j: int, bar: Tensor, kept: Tensor) -> Tensor:
+        """Of the argument u: σ'(u) Cᵀ bar, in scratch memory."""
+        d, e = self._pair(kept)
+        if self.C is not None:
+            bar = torch.mm(self.C[j].t(), bar, out=e)
+        return self.activation.pull(bar, kept, d)
+
+    def pull(
+        self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
+    ) -> None:
+        d = self._cotangent(j, target_bar, tape[at])
+        source_bar.addmm_(self.Mt[j], d, alpha=self.sign * w / self.Mt_scale)
+
+    def pull_grad(
+        self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
+    ) -> None:
+        kept, keep, w, each = tape[at], int(self._touched[j]), self.sign * w, self._each
+        self._touched[j] = True
+        if self.C is not None:
+            each[-1][j].addmm_(target_bar, self.activation.value(kept).t(), beta=keep, alpha=w)
+        d = self._cotangent(j, target_bar, kept)
+        if self.packed is not None:
+            self.packed.G[j].addmm_(d, source.turned, beta=keep, alpha=w)
+        else:
+            each[0][j].addmm_(d, source.columns, beta=keep, alpha=w)
+            each[1][j].addmv_(d, source.ones, beta=keep, alpha=w)
+        source_bar.addmm_(self.Mt[j], d, alpha=w / self.Mt_scale)
+
+    def tangent(
+        self,
+        source: Slot,
+        dot: Tensor,
+        target_dot: Tensor,
+        w: float,
+        tape: list[Tensor],
+        j: int,
+        at: int,
+        delta: DenseWeights | None,
+    ) -> None:
+        kept, w, (a_dot, u_dot) = tape[at], self.sign * w, self._pair(tape[at])
+        torch.addmm(u_dot, self.Mt[j].t(), dot, beta=0, alpha=1 / self.Mt_scale, out=u_dot)
+        if delta is not None:
+            u_dot.addmm_(delta.M[j], source.view).add_(delta.b[j][:, None])
+        self.activation.pull(u_dot, kept, a_dot)
+        if self.C is None:
+            target_dot.add_(a_dot, alpha=w)
+            return
+        target_dot.addmm_(self.C[j], a_dot, alpha=w)
+        if delta is not None and delta.C is not None:
+            target_dot.addmm_(delta.C[j], self.activation.value(kept), alpha=w)
+
+    # ---- gradients -----------------------------------------------------------------------------------------------
+
+    def reset_grads(self) -> None:
+        """Forget the weight gradients; the next pull of a layer overwrites what is there."""
+        self._made, self._each = [], []  # first, so that their memory is free again
+        for k, like in enumerate(self.weights.tensors):
+            if k < 2 and self.packed is not None:  # which has memory for these
+                self._made.append(like)
+                self._each.append(())
+            else:
+                self._made.append(self.pool.empty(like.shape, like))
+                self._each.append(self._made[-1].unbind())
+        self._touched = [False] * len(self.A)
+
+    def grads(self) -> list[Tensor]:
+        """Gradients of (M, b, C) or (M, b), stacked, once after each `reset_grads`; nobody else holds them."""
+        found, self._made, self._each = self._made, [], []
+        if self.packed is not None:
+            for k, part in enumerate((self.packed.grads[:, :, :-1], self.packed.grads[:, :, -1])):
+                found[k] = self.pool.empty(part.shape, part).copy_(part)
+        if not all(self._touched):
+            for grad in found:
+                grad[[not touched for touched in self._touched]] = 0.0
+        return found
+
+    # ---- several layers at once ----------------------------------------------------------------------------------
+
+    def batch(self, parts: range, y: Tensor) -> tuple[Tensor, Tensor]:
+        """f of several parts at once: y (s, width, batch) or (1, width, batch) to (s, width, batch), and the tape."""
+        at, scale = slice(parts.start, parts.stop), self.activation.scale
+        M, b, C = self.weights.M[at], self.weights.b[at, :, None], self.weights.C
+        u = torch.baddbmm(b, M, y.expand(len(parts), -1, -1), beta=scale, alpha=scale)
+        a = self.activation.apply(u)
+        return self.sign * (a if C is None else torch.bmm(C[at], a)), u
+
+    def batch_pull(self, parts: range, bar: Tensor, kept: Tensor) -> Tensor:
+        """Jᵀ bar of several parts at once."""
+        at = slice(parts.start, parts.stop)
+        if self.weights.C is not None:
+            bar = torch.bmm(self.weights.C[at].transpose(1, 2), bar)
+        d = self.activation.pull(bar, kept, torch.empty_like(kept))
+        return self.sign * torch.bmm(self.weights.M[at].transpose(1, 2), d)
+
+    def batch_tangent(
+        self, parts: range, y: Tensor, dot: Tensor, kept: Tensor, delta: DenseWeights | None
+    ) -> Tensor:
+        """J dot + (∂f/∂θ) δθ of several parts at once, at y, both (s or 1, width, batch)."""
+        at = slice(parts.start, parts.stop)
+        count = len(parts)
+        u_dot = torch.bmm(self.weights.M[at], dot.expand(count, -1, -1))
+        if delta is not None:
+            u_dot += torch.baddbmm(delta.b[at, :, None], delta.M[at], y.expand(count, -1, -1))
+        a_dot = self.activation.pull(u_dot, kept, torch.empty_like(kept))
+        if self.weights.C is not None:
+            a_dot = torch.bmm(self.weights.C[at], a_dot)
+            if delta is not None and delta.C is not None:
+                a_dot += torch.bmm(delta.C[at], self.activation.value(kept))
+        return self.sign * a_dot

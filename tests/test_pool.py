@@ -1,0 +1,112 @@
+"""Memory of a step is used again by the next one, and never while anyone holds it."""
+
+import gc
+
+import pytest
+import torch
+from reference import F64, normal
+from torch import Tensor
+
+import lpnet
+from lpnet.options import SolverOptions
+from lpnet.pool import LARGE, Pool
+
+
+class Holder:
+    """Someone who holds a loan."""
+
+
+def test_a_loan_ends_with_its_holder() -> None:
+    pool, one, two = Pool(), Holder(), Holder()
+    first = pool.take("kind", lambda: [0], one)
+    second = pool.take("kind", lambda: [1], two)
+    assert second is not first
+    del one
+    assert pool.take("kind", lambda: [2], two) is first
+    assert pool.take("other", lambda: [3], two) == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_memory_comes_back_when_no_tensor_uses_it(dtype: torch.dtype) -> None:
+    pool, shape = Pool(), (3, LARGE // 8)
+    made = pool.empty(shape, torch.empty(0, dtype=dtype))
+    view, place = made.fill_(1.0)[1], made.data_ptr()
+    assert made.shape == shape
+    assert made.dtype == dtype
+    assert place % 64 == 0
+    del made
+    assert pool.empty(shape, view).fill_(2.0).data_ptr() != place
+    assert bool((view == 1.0).all())
+    like = torch.empty(0, dtype=dtype)
+    del view
+    assert pool.empty(shape, like).data_ptr() == place
+
+
+def test_what_nobody_asks_for_any_more_is_given_up() -> None:
+    pool, like = Pool(), torch.empty(0)
+    for n in range(1, 4):
+        pool.empty((n, LARGE), like)
+    assert sum(len(free) for free in pool._free.values()) == 1
+
+
+def trunk(width: int, batch: int, solver: SolverOptions) -> tuple[lpnet.LayerParallel, Tensor]:
+    made = lpnet.LayerParallel(lpnet.dynamics.Dense(width), 16, 1.0, forward=solver, adjoint=solver, init="random")
+    return made, normal(batch, width).float()
+
+
+@pytest.mark.parametrize("solver", [lpnet.Serial(), lpnet.MGRIT(coarsening=4)], ids=["serial", "mgrit"])
+@pytest.mark.parametrize(("width", "batch"), [(4, 70), (20, 30)], ids=["packed", "direct"])
+def test_a_step_makes_no_tape_and_no_weights_anew(width: int, batch: int, solver: SolverOptions) -> None:
+    """The loss of the step before is still held, as in any training loop, when the next forward pass begins."""
+    made, y = trunk(width, batch, solver)
+    asked: list[str] = []
+    fresh = Pool._fresh
+    for step in range(3):
+        asked.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pool, "_fresh", lambda pool, make: asked.append("") or fresh(pool, make))
+            loss = made(y).square().sum()
+            loss.backward()
+        assert bool(asked) == (step == 0)
+
+
+def test_two_forward_passes_before_one_backward_pass() -> None:
+    made, y = trunk(4, 70, lpnet.Serial())
+    expected = []
+    for scale in (1.0, -2.0):
+        made.zero_grad()
+        made(scale * y).square().sum().backward()
+        expected.append([p.grad.clone() for p in made.parameters()])
+    losses = [made(scale * y).square().sum() for scale in (1.0, -2.0)]
+    for loss, grads in zip(losses, expected, strict=True):
+        made.zero_grad()
+        loss.backward(retain_graph=True)
+        again = [p.grad.clone() for p in made.parameters()]
+        made.zero_grad()
+        loss.backward()
+        for one, other, p in zip(grads, again, made.parameters(), strict=True):
+            assert torch.equal(one, other)
+            assert torch.equal(other, p.grad)
+
+
+def test_gradients_keep_their_values_when_the_next_step_is_done() -> None:
+    made, y = trunk(160, 8, lpnet.Serial())  # weights large enough for lent memory
+    made(y).square().sum().backward()
+    held = [p.grad for p in made.parameters()]
+    copies = [g.clone() for g in held]
+    made.zero_grad()
+    made(3 * y).square().sum().backward()
+    gc.collect()
+    for one, copy, p in zip(held, copies, made.parameters(), strict=True):
+        assert torch.equal(one, copy)
+        assert not torch.equal(one, p.grad)
+
+
+def test_the_tape_is_gone_after_the_backward_pass() -> None:
+    made, y = trunk(4, 70, lpnet.Serial())
+    loss = made(y).square().sum()
+    node = loss.grad_fn.next_functions[0][0].next_functions[0][0]
+    assert node.saved_tensors[-1].solved.solution.tapes
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        _ = node.saved_tensors
