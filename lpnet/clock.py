@@ -26,6 +26,7 @@ from lpnet import hierarchy
 from lpnet.coarsen import parts
 from lpnet.direction import Direction
 from lpnet.errors import InputError
+from lpnet.fabrics import rounds
 from lpnet.hierarchy import Level
 from lpnet.mgrit import CoarseStep, Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
@@ -121,8 +122,13 @@ class Run(NamedTuple):
 
     @property
     def rounds(self) -> int:
-        """⌈log₂ P⌉, the rounds of a collective."""
-        return (self.ranks - 1).bit_length()
+        """Of a collective."""
+        return rounds(self.ranks)
+
+    @property
+    def broadcast(self) -> float:
+        """What the result takes to all ranks, without the memory of a multistep method."""
+        return (self.costs.latency + self.costs.message / self.stepper.memory) * self.rounds
 
     @property
     def lift(self) -> Time:
@@ -185,7 +191,7 @@ def end_of(run: Run) -> Time:
         carried = sum(levels[1].lo < levels[1].hi for levels in view.levels) > 1
         tau = isinstance(options, MGRIT) and options.initial == "tau"
         end = lifted.latest(end.after(run.hop)) if tau and carried else lifted
-    return end.after(run.hop * run.rounds)
+    return end.after(run.broadcast)
 
 
 def _chain(run: Run, direction: Direction, Q: int) -> Time:

@@ -8,25 +8,19 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import normal
-from virtual_ranks import BATCH, WIDTH, TimedCoarseSteps, TimedField, VirtualComm, World
+from virtual_ranks import CountedComm, Observed, ThreadComm, TimedCoarseSteps, World, observed
 
 from lpnet import MGRIT, InputError, Serial, engine
 from lpnet.clock import Run, simulate, view_of
 from lpnet.cost import UNIT, Costs, Work, critical_path, serial_work, slab_unit
-from lpnet.dynamics import Dense, Hamiltonian, SecondOrder
-from lpnet.engine import Engine
 from lpnet.mgrit import Info
-from lpnet.slab import Slab
-from lpnet.stack import Stack
-from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet, stages_of
+from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
 
 EULER, VERLET = Euler(), Verlet()
-MODULES = {("f",): Dense, ("kick", "drift"): Hamiltonian, ("kick",): SecondOrder}
 UNEVEN = Costs(1.0, 1.75, 0.625, batched=0.375, latency=0.3125, message=0.4375, fixed=0.25, overhead=0.1875)
 
 
-class Observed(NamedTuple):
+class Seen(NamedTuple):
     """What the clocks of the real solves show, and the solves' infos by rank."""
 
     work: Work
@@ -34,46 +28,18 @@ class Observed(NamedTuple):
     back: list[Info]
 
 
-def observe(stepper: Stepper, layers: int, ranks: int, solvers: tuple[Any, Any], costs: Costs) -> Observed:
-    """One training step of the real engine; after another one where a solve starts from an earlier one."""
+def observe(stepper: Stepper, layers: int, ranks: int, solvers: tuple[Any, Any], costs: Costs) -> Seen:
+    """One training step of the real engine on so many ranks."""
     world = World(ranks)
-    module = MODULES[stepper.terms](WIDTH)
-    stack, theta = Stack(module, stepper), {"K": normal(layers, WIDTH, WIDTH), "b": normal(layers, WIDTH, seed=1)}
-    x = normal(stepper.memory, WIDTH, BATCH, seed=2)
 
-    def rank(r: int) -> tuple[list[float], Info, Info]:
-        comm = VirtualComm(world, r, costs)
-        own = Engine(stepper, 1.0 / layers, Slab(layers, comm, slab_unit(layers, ranks, *solvers)))
-
-        def timed(weights: Any, _: Any) -> Any:
-            stages = len(stages_of(stepper.stages(1.0)))
-            return {term: TimedField(field, comm, stages) for term, field in stack.fields(weights).items()}
-
-        local = {name: value[own.slab.lo : own.slab.hi] for name, value in theta.items()}
-        prepared = own.prepare(local, timed)
-        carried: list[Any] = [None, None]
-        for _ in range(2):
-            comm.time = 0.0
-            _, solution, ahead = own.forward(prepared, x, solvers[0], True, carried[0])
-            times = [comm.time]
-            for gradients in (False, True):
-                comm.time = 0.0
-                _, info, back = own.adjoint(prepared, solution, x, solvers[1], gradients, carried[1])
-                times.append(comm.time)
-            carried = [c if goes_on(options) else None for c, options in zip((ahead, back), solvers, strict=True)]
-        return times, solution.info, info
+    def rank(r: int) -> Observed:
+        return observed(CountedComm(ThreadComm(world, r), costs, stepper.memory), stepper, layers, solvers)
 
     with mock.patch.object(engine, "CoarseSteps", TimedCoarseSteps):
         found = world.run(rank)
-    times = [f[0] for f in found]
-    assert all(t == times[0] for t in times)
-    forward, adjoint, whole = times[0]
-    return Observed(Work(forward, adjoint, whole - adjoint), [f[1] for f in found], [f[2] for f in found])
-
-
-def goes_on(options: Any) -> bool:
-    """A solve that starts from an earlier one."""
-    return isinstance(options, MGRIT) and options.initial in ("warm", "tau")
+    assert all(f.times == found[0].times for f in found)
+    forward, adjoint, whole = found[0].times
+    return Seen(Work(forward, adjoint, whole - adjoint), [f.ahead for f in found], [f.back for f in found])
 
 
 @st.composite

@@ -16,8 +16,8 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
     ("errors", "version"),
-    ("activations", "data", "options", "pool", "slab"),
-    ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught"),
+    ("activations", "data", "fabrics", "options", "pool", "slab"),
+    ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
     ("dense_field", "how", "programs"),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps",),

@@ -9,12 +9,11 @@ import torch
 from reference import F64, error, normal, slope, trunk
 from small_training import examples, network
 from torch import Tensor, nn
-from virtual_ranks import VirtualComm, World
+from virtual_ranks import ThreadComm, World
 
 import lpnet
 from lpnet import MGRIT, InputError, Serial, regularizers
 from lpnet.controls import Controls
-from lpnet.cost import Costs
 from lpnet.hierarchy import bounds
 from lpnet.multilevel import Cascade, coarser, halved, prolongate, prolongate_net, prolongate_state
 from lpnet.multilevel.prolong import interpolated
@@ -84,7 +83,7 @@ def test_any_ranks_hold_the_rows_of_one(ranks: int, coarse: int, fine: int) -> N
     stack, world = normal(coarse, 2, 3), World(ranks)
 
     def on(rank: int) -> Tensor:
-        comm = VirtualComm(world, rank, Costs())
+        comm = ThreadComm(world, rank)
         old, new = Slab(coarse, comm, 3), Slab(fine, comm, 4)
         return interpolated(stack[old.lo : old.hi], old, new)
 

@@ -1,20 +1,31 @@
-"""Ranks as threads of one process whose clocks count evaluations and messages of the real engine."""
+"""Ranks, mostly threads of one process, whose clocks count evaluations and messages of the real engine."""
 
+import math
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from queue import Queue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from reference import normal
 from torch import Tensor
 
+from lpnet import MGRIT
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.cost import Costs
-from lpnet.slab import Comm
+from lpnet.cost import Costs, slab_unit
+from lpnet.dynamics import Dense, Hamiltonian, SecondOrder
+from lpnet.engine import Engine
+from lpnet.fabrics import Fabric
+from lpnet.mgrit import Info
+from lpnet.slab import Comm, Slab
+from lpnet.stack import Stack
+from lpnet.steppers import Stepper, stages_of
+from lpnet.virtual import VirtualComm
 
 WIDTH, BATCH = 3, 8
+MODULES = {("f",): Dense, ("kick", "drift"): Hamiltonian, ("kick",): SecondOrder}
 
 
 class World:
@@ -23,7 +34,8 @@ class World:
     def __init__(self, size: int) -> None:
         self.size = size
         self.meeting = threading.Barrier(size, timeout=60)
-        self.mail: defaultdict[tuple[int, int], Queue[tuple[Tensor, float]]] = defaultdict(Queue)
+        # All of them now: a defaultdict that two threads ask at once may make two.
+        self.mail: dict[tuple[int, int], Queue[Tensor]] = {pair: Queue() for pair in product(range(size), repeat=2)}
         self.table: list[Any] = [None] * size
 
     def run(self, what: Callable[[int], Any]) -> list[Any]:
@@ -40,51 +52,64 @@ class World:
             return [future.result() for future in [pool.submit(guarded, rank) for rank in range(self.size)]]
 
 
-class VirtualComm(Comm):
-    """One of these ranks: messages carry the sender's time, and weights travel for nothing."""
+class ThreadComm(Comm):
+    """One of these ranks."""
 
-    def __init__(self, world: World, rank: int, costs: Costs) -> None:
-        self.world, self.rank, self.size, self.costs = world, rank, world.size, costs
-        self.time = 0.0
+    def __init__(self, world: World, rank: int) -> None:
+        self.world, self.rank, self.size = world, rank, world.size
 
     def send(self, x: Tensor, to: int) -> None:
-        self.world.mail[self.rank, to].put((x.clone(), self.time))
+        self.world.mail[self.rank, to].put(x.clone())
 
     def recv(self, like: Tensor, source: int) -> Tensor:
-        x, stamp = self.world.mail[source, self.rank].get(timeout=60)
+        x = self.world.mail[source, self.rank].get(timeout=60)
         assert x.shape == like.shape
-        if x.shape[-1] != WIDTH:  # a state, which has the batch there
-            self.time = max(self.time, stamp + self.costs.latency + self.costs.message * x.shape[-1] / BATCH)
         return x
 
     def together(self, value: Any) -> list[Any]:
-        """The values of all ranks, and the latest time on each."""
-        self.world.table[self.rank] = (value, self.time)
+        """The values of all ranks."""
+        self.world.table[self.rank] = value
         self.world.meeting.wait()
-        values, times = zip(*self.world.table, strict=True)
+        values = list(self.world.table)
         self.world.meeting.wait()
-        self.time = max(times)
-        return list(values)
+        return values
 
-    def rounds(self) -> int:
-        return int(np.ceil(np.log2(self.size)))
+    def barrier(self, idle: bool = False) -> None:
+        self.together(None)
 
     def bcast_(self, x: Tensor, root: int) -> Tensor:
-        x.copy_(self.together(x.clone())[root])
-        self.time += (self.costs.latency + self.costs.message) * self.rounds()
-        return x
+        return x.copy_(self.together(x.clone())[root])
+
+    def agree(self, value: int) -> int:
+        return max(self.together(value))
 
     def allgather(self, row: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        rows = self.together(row)
+        rows = self.together(row.copy())
         assert [len(r) for r in rows] == list(counts)
-        self.time += self.costs.latency * self.rounds()
         return np.concatenate(rows)
+
+
+class Counted(Fabric):
+    """Sums of a few numbers take latency alone, as in the model."""
+
+    def gather(self, size: float, ranks: int) -> float:
+        return super().gather(0, ranks)
+
+
+class CountedComm(VirtualComm):
+    """A rank whose clock is driven by what its work is said to cost; for states of so much memory."""
+
+    def __init__(self, comm: Comm, costs: Costs, memory: int = 1) -> None:
+        self.costs, self.work = costs, 0.0
+        state = memory * WIDTH * BATCH * 8
+        fabric = Counted("counted", costs.latency, state / costs.message if costs.message else math.inf)
+        super().__init__(comm, fabric, lambda: self.work)
 
 
 class TimedField:
     """A field whose evaluations take the time of a rank."""
 
-    def __init__(self, field: Any, comm: VirtualComm, stages: int) -> None:
+    def __init__(self, field: Any, comm: CountedComm, stages: int) -> None:
         self.field, self.comm, self.stages = field, comm, stages
 
     def __getattr__(self, name: str) -> Any:
@@ -92,7 +117,7 @@ class TimedField:
 
     def spend(self, cost: float, batch: int) -> None:
         fixed = self.comm.costs.fixed
-        self.comm.time += cost / self.stages * (fixed + (1 - fixed) * batch / BATCH)
+        self.comm.work += cost / self.stages * (fixed + (1 - fixed) * batch / BATCH)
 
     def add(self, source: Any, target: Any, *more: Any) -> None:
         self.spend(self.comm.costs.fine, target.view.shape[-1])
@@ -122,7 +147,7 @@ class TimedCoarseSteps(CoarseSteps):
 
     def spend(self) -> None:
         comm = next(iter(self.fields.values())).comm  # type: ignore[attr-defined]
-        comm.time += comm.costs.overhead
+        comm.work += comm.costs.overhead
 
     def step(self, k: int, x: Tensor) -> Tensor:
         self.spend()
@@ -135,3 +160,41 @@ class TimedCoarseSteps(CoarseSteps):
     def pull(self, k: int, z: Tensor) -> Tensor:
         self.spend()
         return super().pull(k, z)
+
+
+class Observed(NamedTuple):
+    """When a rank has done the forward solve, and the adjoint without and with gradients; and their infos."""
+
+    times: list[float]
+    ahead: Info
+    back: Info
+
+
+def observed(comm: CountedComm, stepper: Stepper, layers: int, solvers: tuple[Any, Any]) -> Observed:
+    """One training step of the real engine, after another one where a solve starts from an earlier one; collective."""
+    stack = Stack(MODULES[stepper.terms](WIDTH), stepper)
+    theta = {"K": normal(layers, WIDTH, WIDTH), "b": normal(layers, WIDTH, seed=1)}
+    x = normal(stepper.memory, WIDTH, BATCH, seed=2)
+    own = Engine(stepper, 1.0 / layers, Slab(layers, comm, slab_unit(layers, comm.size, *solvers)))
+    stages = len(stages_of(stepper.stages(1.0)))
+
+    def timed(weights: Any, _: Any) -> Any:
+        return {term: TimedField(field, comm, stages) for term, field in stack.fields(weights).items()}
+
+    prepared = own.prepare({name: value[own.slab.lo : own.slab.hi] for name, value in theta.items()}, timed)
+    carried: list[Any] = [None, None]
+    for _ in range(2):
+        comm.reset()
+        _, solution, ahead = own.forward(prepared, x, solvers[0], True, carried[0])
+        times = [comm.now]
+        for gradients in (False, True):
+            comm.reset()
+            _, info, back = own.adjoint(prepared, solution, x, solvers[1], gradients, carried[1])
+            times.append(comm.now)
+        carried = [c if goes_on(options) else None for c, options in zip((ahead, back), solvers, strict=True)]
+    return Observed(times, solution.info, info)
+
+
+def goes_on(options: Any) -> bool:
+    """A solve that starts from an earlier one."""
+    return isinstance(options, MGRIT) and options.initial in ("warm", "tau")
