@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lpnet import programs
-from lpnet.fields import Field
+from lpnet.fields import Field, Slot
 from lpnet.programs import Kept, Place
 from lpnet.propagator import Workspace, state_of
 from lpnet.steppers import Picard, Program, Steps, slots_of
@@ -31,8 +31,9 @@ class CoarseSteps:
         self.memory, self.fields, self.programs, self.first = memory, fields, made, first
         self.offsets = [0, *accumulate(rows)]
         distinct = {id(p): p for p in made}.values()
-        counts = [memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))]
-        self._work, self._dots = (Workspace(next(iter(fields.values())), max(counts)) for _ in range(2))
+        self.slots = max([memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))])
+        self._work, self._dots = (Workspace(next(iter(fields.values())), self.slots) for _ in range(2))
+        self._scratch: list[Tensor] = []
         self._kept: dict[int, tuple[Tensor, Any]] = {}
         self._tapes: dict[tuple[int, bool], list[Kept]] = {}
         self._shape: torch.Size | None = None
@@ -70,9 +71,20 @@ class CoarseSteps:
         return self._tapes[key]
 
     def _forward(self, program: Steps, place: Place, x: Tensor, linear: bool) -> Tensor:
-        slots = self._work(x)
-        programs.forward(program, self.fields, slots, place, linear)
-        return state_of(slots, self.memory)
+        out = torch.empty_like(x)
+        values, places, more = [*x.unbind()], [*out.unbind()], self._spare(x)
+        values += more
+        programs.apart(program, self.fields, values, places + more, place, linear)
+        for value, own in zip(values, places, strict=False):
+            if value is not own:  # no instruction has changed it
+                own.copy_(value)
+        return out
+
+    def _spare(self, x: Tensor) -> list[Tensor]:
+        """Scratch slots for states like x."""
+        if not self._scratch or self._scratch[0].shape != x.shape[1:]:
+            self._scratch = [torch.empty_like(x[0]) for _ in range(self.slots - self.memory)]
+        return self._scratch
 
     def pull(self, k: int, z: Tensor) -> Tensor:
         """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
@@ -92,13 +104,12 @@ class CoarseSteps:
         return state_of(pairs.dots, self.memory)
 
     def _pull_steps(self, program: Steps, place: Place, z: Tensor) -> Tensor:
-        slots = self._work(z)  # what is linearised needs no sources, so that the slots can hold the cotangents
-        bars = [slot.view for slot in slots]
-        for bar in bars[self.memory :]:
+        out, more = z.clone(), self._spare(z)
+        for bar in more:
             bar.zero_()
-        sources = [slots[0]] * len(program)
-        programs.backward(program, self.fields, sources, bars, place)
-        return state_of(slots, self.memory)
+        unused = Slot(*[z] * 5)  # what is linearised needs no source
+        programs.backward(program, self.fields, [unused] * len(program), [*out.unbind(), *more], place)
+        return out
 
 
 def _picard_matrix(program: Picard, like: Tensor) -> tuple[Tensor, Tensor]:

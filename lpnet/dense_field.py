@@ -34,7 +34,9 @@ class Packed:
     def __init__(self, like: DenseWeights) -> None:
         n, hidden, width = like.M.shape
         self.stack = like.M.new_empty(n, hidden, width + 1)
-        self.A, self.Mt = self.stack.unbind(), self.stack[:, :, :width].transpose(1, 2).unbind()
+        self.A, self.M = self.stack.unbind(), self.stack[:, :, :width].unbind()
+        self.Mt = self.stack[:, :, :width].transpose(1, 2).unbind()
+        self.b = self.stack[:, :, width:].unbind()
         self.grads = torch.empty_like(self.stack)
         self.G = self.grads.unbind()
 
@@ -70,10 +72,11 @@ class DenseField:
             key = ("weights", n, self.hidden, width, weights.M.dtype, weights.M.device)
             self.packed = self.pool.take(key, lambda: Packed(weights), self)
             self.packed.load(weights, scale)
-            self.A, self.Mt, self.Mt_scale = self.packed.A, self.packed.Mt, scale
+            self.M, self.Mt, self.b, self.held = self.packed.M, self.packed.Mt, self.packed.b, scale
         else:
-            self.A, self.Mt, self.Mt_scale = weights.M.unbind(), weights.M.transpose(1, 2).unbind(), 1.0
-            self.b = weights.b[:, :, None].unbind()
+            self.M, self.Mt = weights.M.unbind(), weights.M.transpose(1, 2).unbind()
+            self.b, self.held = weights.b[:, :, None].unbind(), 1.0  # the scale that M and b have already
+        self.wanted = scale / self.held
         self.C = None if weights.C is None else weights.C.unbind()
         self._made: list[Tensor] = []  # gradients of M, b and C
         self._each: list[tuple[Tensor, ...]] = []  # the same layer by layer
@@ -121,20 +124,29 @@ class DenseField:
 
     # ---- one layer -----------------------------------------------------------------------------------------------
 
-    def add(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
-        u = tape[at]
-        if self.packed is not None:
-            torch.mm(self.A[j], source.full, out=u)
+    def _into(self, u: Tensor, j: int, y: Tensor) -> Tensor:
+        """σ(M y + b); u is overwritten by the tape."""
+        torch.addmm(self.b[j], self.M[j], y, beta=self.wanted, alpha=self.wanted, out=u)
+        return self.activation.apply(u)
+
+    def plus(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Tensor], j: int, at: int) -> None:
+        a = self._into(tape[at], j, y)
+        if self.C is None:
+            torch.add(begin, a, alpha=self.sign * w, out=out)
         else:
-            scale = self.activation.scale
-            torch.addmm(self.b[j], self.A[j], source.view, beta=scale, alpha=scale, out=u)
-        a = self.activation.apply(u)
+            torch.addmm(begin, self.C[j], a, alpha=self.sign * w, out=out)
+
+    plus_linear = plus
+
+    def add(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
+        if self.packed is None:
+            a = self._into(tape[at], j, source.view)
+        else:
+            a = self.activation.apply(torch.mm(self.packed.A[j], source.full, out=tape[at]))
         if self.C is None:
             target.view.add_(a, alpha=self.sign * w)
         else:
             target.view.addmm_(self.C[j], a, alpha=self.sign * w)
-
-    linearize = add
 
     def remove(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
         a = self.activation.value(tape[at])
@@ -154,7 +166,7 @@ class DenseField:
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
     ) -> None:
         d = self._cotangent(j, target_bar, tape[at])
-        source_bar.addmm_(self.Mt[j], d, alpha=self.sign * w / self.Mt_scale)
+        source_bar.addmm_(self.Mt[j], d, alpha=self.sign * w / self.held)
 
     def pull_grad(
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
@@ -169,7 +181,7 @@ class DenseField:
         else:
             each[0][j].addmm_(d, source.columns, beta=keep, alpha=w)
             each[1][j].addmv_(d, source.ones, beta=keep, alpha=w)
-        source_bar.addmm_(self.Mt[j], d, alpha=w / self.Mt_scale)
+        source_bar.addmm_(self.Mt[j], d, alpha=w / self.held)
 
     def tangent(
         self,
@@ -183,7 +195,7 @@ class DenseField:
         delta: DenseWeights | None,
     ) -> None:
         kept, w, (a_dot, u_dot) = tape[at], self.sign * w, self._pair(tape[at])
-        torch.addmm(u_dot, self.Mt[j].t(), dot, beta=0, alpha=1 / self.Mt_scale, out=u_dot)
+        torch.addmm(u_dot, self.Mt[j].t(), dot, beta=0, alpha=1 / self.held, out=u_dot)
         if delta is not None:
             u_dot.addmm_(delta.M[j], source.view).add_(delta.b[j][:, None])
         self.activation.pull(u_dot, kept, a_dot)
@@ -198,6 +210,8 @@ class DenseField:
 
     def reset_grads(self) -> None:
         """Forget the weight gradients; the next pull of a layer overwrites what is there."""
+        if self._made and not any(self._touched):
+            return
         self._made, self._each = [], []  # first, so that their memory is free again
         for k, like in enumerate(self.weights.tensors):
             if k < 2 and self.packed is not None:  # which has memory for these
@@ -206,7 +220,7 @@ class DenseField:
             else:
                 self._made.append(self.pool.empty(like.shape, like))
                 self._each.append(self._made[-1].unbind())
-        self._touched = [False] * len(self.A)
+        self._touched = [False] * len(self.M)
 
     def grads(self) -> list[Tensor]:
         """Gradients of (M, b, C) or (M, b), stacked, once after each `reset_grads`; nobody else holds them."""

@@ -53,7 +53,12 @@ class Field(Protocol):
         """Memory for n layers and states like `state`, which may be lent to the holder for as long as that lives."""
 
     def add(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None: ...
-    def linearize(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None: ...
+    def plus(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Any], j: int, at: int) -> None:
+        """As `add`, but out = begin + w f_j(y), on tensors without a slot; begin and out may be the same."""
+
+    def plus_linear(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Any], j: int, at: int) -> None:
+        """As `plus`, but the tape keeps what repeated pulls need."""
+
     def remove(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None: ...
     def pull(
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Any], j: int, at: int

@@ -340,8 +340,9 @@ class Solver:
 
     def _residual(self) -> np.ndarray:
         """Rows (|F_{k−1}(c_{k−1}) − c_k|², |c_k|²) of this rank's C-points."""
-        rows = np.zeros((len(self.c), 2))
-        for row, c, arrived in zip(rows, self.c, self._arrived[0], strict=True):
-            if arrived is not None:
-                row[:] = torch.linalg.vector_norm(arrived - c).item() ** 2, torch.linalg.vector_norm(c).item() ** 2
+        rows, norm = np.zeros((len(self.c), 2)), torch.linalg.vector_norm
+        pairs = [(i, c, F) for i, (c, F) in enumerate(zip(self.c, self._arrived[0], strict=True)) if F is not None]
+        if pairs:  # one transfer from the device
+            norms = torch.stack([size for _, c, F in pairs for size in (norm(F - c), norm(c))]).double().cpu().numpy()
+            rows[[i for i, _, _ in pairs]] = norms.reshape(-1, 2) ** 2
         return rows

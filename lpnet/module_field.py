@@ -87,13 +87,19 @@ class ModuleField:
         tape[at] = k
         target.view.add_(k, alpha=w)
 
-    def linearize(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
-        """As `add`, but the tape keeps the graph, so that repeated pulls need no evaluation."""
-        y = source.view.detach().clone().requires_grad_()
+    def plus(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Any], j: int, at: int) -> None:
+        with torch.no_grad():
+            k = self._evaluate(j, self._weights(j), y)
+        tape[at] = k
+        torch.add(begin, k, alpha=w, out=out)
+
+    def plus_linear(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Any], j: int, at: int) -> None:
+        """As `plus`, but the tape keeps the graph, so that repeated pulls need no evaluation."""
+        y = y.detach().clone().requires_grad_()
         with torch.enable_grad():
             k = self._evaluate(j, self._weights(j), y)
         tape[at] = (y, k)
-        target.view.add_(k.detach(), alpha=w)
+        torch.add(begin, k.detach(), alpha=w, out=out)
 
     def remove(self, source: Slot, target: Slot, w: float, tape: list[Any], j: int, at: int) -> None:
         kept = tape[at]

@@ -8,6 +8,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lpnet.fields import Field, Slot
@@ -84,20 +85,52 @@ class Place(NamedTuple):
     at: int = 0
 
 
-def forward(
-    program: Steps, fields: Fields, slots: Sequence[Slot], place: Place, linear: bool = False
-) -> None:
-    """Do a program; `linear`: keep what repeated pulls need."""
+def forward(program: Steps, fields: Fields, slots: Sequence[Slot], place: Place) -> None:
+    """Do a program on slots."""
     j, tapes, at = place
     for step, tape in zip(program, tapes, strict=True):
         if isinstance(step, Mix):
             mix(step, slots)
             continue
-        field, target = fields[step.term], slots[step.target]
+        target = slots[step.target]
         if step.begin is not None:
             target.view.copy_(slots[step.begin].view)
-        act = field.linearize if linear else field.add
-        act(slots[step.source], target, step.w, tape, j + step.part, at)
+        fields[step.term].add(slots[step.source], target, step.w, tape, j + step.part, at)
+
+
+def apart(
+    program: Steps, fields: Fields, values: list[Tensor], places: Sequence[Tensor], place: Place, linear: bool
+) -> None:
+    """Do a program, but leave the values as they are and write each new one to its place.
+
+    Args:
+        program: instructions.
+        fields: term -> field.
+        values: of the slots; replaced by the new ones.
+        places: one for each slot.
+        place: weights and tapes.
+        linear: keep what repeated pulls need.
+    """
+    j, tapes, at = place
+    for step, tape in zip(program, tapes, strict=True):
+        out = places[step.target]
+        if isinstance(step, Mix):
+            _mix_apart(step, values, out)
+        else:
+            field = fields[step.term]
+            begin = values[step.target if step.start is None else step.start]
+            act = field.plus_linear if linear else field.plus
+            act(values[step.source], begin, out, step.w, tape, j + step.part, at)
+        values[step.target] = out
+
+
+def _mix_apart(step: Mix, values: Sequence[Tensor], out: Tensor) -> None:
+    if step.own == 0:
+        out.zero_()
+    else:
+        torch.mul(values[step.target], step.own, out=out)
+    for s, c in step.others:
+        out.add_(values[s], alpha=c)
 
 
 def replay(

@@ -162,19 +162,20 @@ def test_pull_grad_collects_the_gradients_of_all_layers(kind: str, activation: s
 @each
 def test_linearized_stages_can_be_pulled_again(kind: str, activation: str, term: str, fast: bool) -> None:
     case = made(kind, activation, term, fast)
-    source, target = normal(BATCH, WIDTH), normal(BATCH, WIDTH, seed=1)
-    x = case.field.pack(torch.stack([source, target]))
-    slots = case.field.slots(2, x)
-    for slot, value in zip(slots, x, strict=True):
-        slot.view.copy_(value)
-    tape = case.field.tape(1, x)
-    case.field.linearize(slots[0], slots[1], W, tape, 1, 0)
+    source, begin = normal(BATCH, WIDTH), normal(BATCH, WIDTH, seed=1)
+    y, start = (packed(case.field, value) for value in (source, begin))
+    out, tape = torch.empty_like(start), case.field.tape(1, y[None])
     k, _, _ = autograd(case, 1, source, source)
-    assert error(slots[1].view, packed(case.field, target + W * k)) < 1e-13
+    for plus in (case.field.plus, case.field.plus_linear):
+        plus(y, start, out, W, tape, 1, 0)
+        assert error(out, packed(case.field, begin + W * k)) < 1e-13
+        plus(y, out, out, W, tape, 1, 0)
+        assert error(out, packed(case.field, begin + 2 * W * k)) < 1e-13
+    slots = case.field.slots(1, y[None])
     slots[0].view.fill_(torch.nan)  # the tape is enough
     for seed in (2, 3):
         bar = normal(BATCH, WIDTH, seed=seed)
-        source_bar = torch.zeros_like(slots[0].view)
+        source_bar = torch.zeros_like(y)
         case.field.pull(slots[0], packed(case.field, bar), source_bar, W, tape, 1, 0)
         assert error(source_bar, packed(case.field, W * autograd(case, 1, source, bar)[1])) < 1e-12
 

@@ -123,7 +123,11 @@ class TimedField:
         self.spend(self.comm.costs.fine, target.view.shape[-1])
         self.field.add(source, target, *more)
 
-    linearize = add
+    def plus(self, y: Tensor, *more: Any) -> None:
+        self.spend(self.comm.costs.fine, y.shape[-1])
+        self.field.plus(y, *more)
+
+    plus_linear = plus
 
     def pull(self, source: Any, target_bar: Tensor, *more: Any) -> None:
         self.spend(self.comm.costs.pull, target_bar.shape[-1])
