@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from lpnet import hierarchy
+from lpnet.coarse_grid import CoarseStep
 from lpnet.coarsen import parts
 from lpnet.direction import Direction
 from lpnet.errors import InputError
 from lpnet.fabrics import rounds
 from lpnet.hierarchy import Level
-from lpnet.mgrit import CoarseStep, Info, Solver
+from lpnet.mgrit import Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
-from lpnet.slab import Comm, Slab
+from lpnet.slab import Comm, Posted, Slab
 from lpnet.steppers import Picard, Program, Stepper, evaluations, stages_of
 
 
@@ -195,21 +196,23 @@ def end_of(run: Run) -> Time:
 
 
 def _chain(run: Run, direction: Direction, Q: int) -> Time:
-    """The exact chain, `Engine._chain` and `Engine._chain_back`, pipelined over Q parts of the batch."""
+    """The exact chain, `lpnet.chain`, pipelined over Q parts of the batch."""
     share = run.costs.share(Q)
-    layer, lift = run.layer * share, run.lift
-    ready = [_ZERO] * Q  # when a part arrives
-    for rank in direction.order:
-        n = direction.slab.counts[rank]
-        if not n:
-            continue
-        time, own = _ZERO, Time(n * layer, n * (layer + run.gradient * share))
-        if rank == direction.slab.first:  # which lifts, or pulls the lift back
-            own = own.after(lift.plain * share, lift.graded * share)
+    lift = Time(run.lift.plain * share, run.lift.graded * share)
+    ready, end = [_ZERO] * Q, _ZERO  # when a part arrives, and when all ranks are done
+    busy = [rank for rank in direction.order if direction.slab.counts[rank]]
+    for behind, rank in zip(reversed(range(len(busy))), busy, strict=True):
+        n, time = direction.slab.counts[rank], _ZERO
+        plain, graded = n * run.layer * share, n * (run.layer + run.gradient) * share
         for q in range(Q):
-            time = time.latest(ready[q]).after(*own)
+            time = time.latest(ready[q]).after(plain, plain if q < behind else graded)
+            if rank == direction.slab.first:  # which lifts, or pulls the lift back
+                time = time.after(*lift)
             ready[q] = time.after(run.costs.latency + run.costs.message / Q)
-    return time
+        if run.adjoint:  # gradients of the parts that were sent on without
+            time = time.after(0.0, min(Q, behind) * graded)
+        end = end.latest(time)
+    return end
 
 
 _Sent = defaultdict[tuple[int, int], deque[Time]]
@@ -242,6 +245,9 @@ class _Rank:
     def recv(self, like: Tensor, source: int) -> Tensor:
         self.time = self.time.latest(self.sent[source, self.rank].popleft().after(self.hop))
         return like.detach()
+
+    def post(self, like: Tensor, source: int) -> Posted:
+        return Posted(self, like, source)
 
 
 def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:

@@ -10,7 +10,15 @@ from lpnet.slab import Slab
 
 
 class Direction:
-    """Order of ranks and slab starts as the forward or the adjoint solve sees them."""
+    """Order of ranks and slab starts as the forward or the adjoint solve sees them.
+
+    Attributes:
+        order: all ranks.
+        starts: of their slabs, and N.
+        first, last: of the ranks that have layers.
+        previous, next: those with layers beside this one; None: there are none.
+        behind: how many with layers come after this one.
+    """
 
     def __init__(self, slab: Slab, adjoint: bool) -> None:
         self.slab, self.adjoint = slab, adjoint
@@ -22,6 +30,7 @@ class Direction:
         place = busy.index(slab.comm.rank) if slab.comm.rank in busy else None
         self.previous = busy[place - 1] if place else None
         self.next = busy[place + 1] if place is not None and place + 1 < len(busy) else None
+        self.behind = len(busy) - 1 - place if place is not None else 0
 
     def levels(self, options: MGRIT) -> list[tuple[int, ...]]:
         """Bounds of the levels in this direction."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet import hierarchy
+from lpnet import chain, hierarchy
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
 from lpnet.direction import Direction
@@ -133,39 +133,8 @@ class Engine:
         def through(q: int, u: Tensor) -> Tensor:
             return layers.run(slab.lo, slab.hi, u, tapes[q])
 
-        end, info = self.chain(self.ahead, layers, parts, lambda q, part: layers.lift(part), through)
+        end, info = chain.propagate(self.ahead, layers, parts, lambda q, part: layers.lift(part), through)
         return end, Solution(tapes, x, info)
-
-    def chain(
-        self,
-        direction: Direction,
-        layers: Layers,
-        parts: Sequence[Tensor],
-        enter: Callable[[int, Tensor], Tensor],
-        through: Callable[[int, Tensor], Tensor],
-    ) -> tuple[Tensor | None, Info]:
-        """Parts q of the batch through all ranks, one behind the other; the result is on the last rank.
-
-        Args:
-            direction: the order of the ranks.
-            layers: of this rank.
-            parts: states, known on every rank; what the first one starts from, a template for the others.
-            enter: (q, part) -> the state in which the first rank begins.
-            through: (q, state) -> the state after this rank's layers.
-        """
-        info, ends = Info("serial", [0.0]), []
-        for q, part in enumerate(parts):
-            layers.micro_batch(q)
-            if not layers.n:
-                continue
-            before = direction.previous
-            u = through(q, enter(q, part) if before is None else self.comm.recv(part, before))
-            info.count(layers.n)
-            if direction.next is not None:
-                self.comm.send(u, direction.next)
-            else:
-                ends.append(u)
-        return (layers.join(ends) if ends else None), info
 
     def _mgrit(
         self,
@@ -269,17 +238,10 @@ class Engine:
     def _chain_back(
         self, prepared: Prepared, solution: Solution, z: Tensor, micro_batches: int, gradients: bool
     ) -> tuple[Tensor | None, Info]:
-        layers, slab = prepared.layers, self.slab
-        xs = layers.split(solution.x, micro_batches)
+        layers = prepared.layers
+        xs, zs = layers.split(solution.x, micro_batches), layers.split(z, micro_batches)
         tapes = layers.retape(solution.tapes, len(xs), solution.x)
-
-        def through(q: int, u: Tensor) -> Tensor:
-            u = layers.pull(slab.lo, slab.hi, u, tapes[q], gradients)
-            return u if self.back.next is not None else layers.pull_lift(xs[q], u, gradients)
-
-        end, info = self.chain(self.back, layers, layers.split(z, micro_batches), lambda q, part: part, through)
-        info.round_trip = round_trip(tapes)
-        return end, info
+        return chain.pull(self.back, layers, xs, zs, tapes, gradients)
 
     def _mgrit_back(
         self,
@@ -321,16 +283,16 @@ class Engine:
         spans = self.back.spans(bound)
         owners = self.back.owners(spans)
         # Step 0 is the last one of the adjoint, which no coarse problem evaluates.
-        needed = [(k, a, owner) for k, ((a, _), owner) in enumerate(zip(spans, owners, strict=True)) if k]
+        steps_of = enumerate(zip(spans, owners, strict=True))
+        needed = [(k, a, owner, self.slab.owner(a)) for k, ((a, _), owner) in steps_of if k]
         rank = self.comm.rank
-        for _, a, owner in needed:
-            if self.slab.owner(a) == rank != owner:
+        coming = {k: self.comm.post(like, source) for k, _, owner, source in needed if owner == rank != source}
+        for _, a, owner, source in needed:
+            if source == rank != owner:
                 self.comm.send(layers.state(a, tape), owner)
-        for k, a, owner in needed:
-            if owner != rank or steps is None:
-                continue
-            source = self.slab.owner(a)
-            steps.linearize(k, layers.state(a, tape) if source == rank else self.comm.recv(like, source))
+        for k, a, owner, _ in needed:
+            if owner == rank and steps is not None:
+                steps.linearize(k, coming[k].wait() if k in coming else layers.state(a, tape))
 
 
 def _carry(solver: Solver) -> list[Tensor]:

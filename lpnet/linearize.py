@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lpnet import hierarchy
+from lpnet import chain, hierarchy
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import restrict
 from lpnet.control import Schedule, exact_of
@@ -177,7 +177,7 @@ class Linearization:
         def through(q: int, u: Tensor) -> Tensor:
             return self._layers.run(slab.lo, slab.hi, u, tapes[q])
 
-        end, self.product = self._engine.chain(self._engine.ahead, exact, dots, enter, through)
+        end, self.product = chain.propagate(self._engine.ahead, exact, dots, enter, through)
         return end
 
     def _mgrit(

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.coarse_grid import CoarseGrid, CoarseStep
 from lpnet.hierarchy import Level, Segment
+from lpnet.messages import Posted
 from lpnet.options import MGRIT
 
 
@@ -73,59 +75,12 @@ class FinePropagator(Protocol):
         """u_{i1} from u_{i0} = u."""
 
 
-CoarseStep = Callable[[int, Tensor], Tensor]
-"""(k, u) -> G_k(u) on one level."""
-
-
 class Channel(Protocol):
     """What the solver needs of a communicator."""
 
     def send(self, x: Tensor, to: int) -> None: ...
     def recv(self, like: Tensor, source: int) -> Tensor: ...
-
-
-class _Grid:
-    """Values on one coarse level: u and G(u) at this rank's steps, and the right-hand side."""
-
-    def __init__(self, level: Level, step: CoarseStep) -> None:
-        self.level, self.step = level, step
-        n = level.hi - level.lo
-        self.u: list[Tensor] = [torch.empty(0)] * n
-        self.at: list[Tensor | None] = [None] * n
-        self.value: list[Tensor] = [torch.empty(0)] * n
-        self.base: list[Tensor] | None = None
-        self.rhs: list[Tensor | None] = [None] * n
-        self.evaluations = 0
-
-    def visit(self, i: int, u: Tensor) -> Tensor | None:
-        """Set u_i = u; returns G_i(u_i) − base_i, or None at the last step of the level, whose result nobody needs."""
-        j = i - self.level.lo
-        self.u[j] = u
-        if i + 1 == self.level.steps:
-            return None
-        self._evaluate(j, u)
-        return self.value[j] if self.base is None else self.value[j] - self.base[j]
-
-    def _evaluate(self, j: int, u: Tensor) -> None:
-        if self.at[j] is not u:
-            self.at[j], self.value[j] = u, self.step(self.level.lo + j, u)
-            self.evaluations += 1
-
-    def plus_rhs(self, i: int, v: Tensor) -> Tensor:
-        """u_i from what arrived for it."""
-        rhs = self.rhs[i - self.level.lo]
-        return v if rhs is None else v + rhs
-
-    def set_problem(self, u: Sequence[Tensor], arrived: list[Tensor | None]) -> None:
-        """u_{k+1} = G_k(u_k) − G_k(c_k) + arrived_{k+1} with c = u, which is also the initial guess."""
-        for j, c in enumerate(u):
-            if self.level.lo + j + 1 < self.level.steps:
-                self._evaluate(j, c)
-        self.u, self.base, self.rhs = list(u), list(self.value), list(arrived)
-
-    def clear(self) -> None:
-        """The problem u_{k+1} = G_k(u_k)."""
-        self.base, self.rhs = None, [None] * (self.level.hi - self.level.lo)
+    def post(self, like: Tensor, source: int) -> Posted: ...
 
 
 class Solver:
@@ -148,7 +103,7 @@ class Solver:
         comm: Channel,
     ) -> None:
         self.options, self.levels, self.fine, self.comm = options, levels, fine, comm
-        self.grids = [_Grid(level, step) for level, step in zip(levels[1:], coarse, strict=True)]
+        self.grids = [CoarseGrid(level, step) for level, step in zip(levels[1:], coarse, strict=True)]
         self.info = Info("mgrit", levels=len(levels))
         self.c: list[Tensor] = []
         self.end: Tensor | None = None
@@ -298,12 +253,15 @@ class Solver:
         """F-relaxation on a level from the C-points c; right-most interval first, so that its end is sent early."""
         level = self.levels[depth]
         self._arrived[depth] = [None] * (level.coarse_hi - level.coarse_lo)
+        coming: Posted | None = None
+        if level.previous is not None and level.lo < level.hi:
+            coming = self.comm.post(self.x0, level.previous)
         own = level.segments[level.continues :]
         for segment, start in zip(reversed(own), reversed(c), strict=True):
             self._deliver(depth, segment, self._run(depth, segment, start))
-        if level.previous is None or level.lo == level.hi:
+        if coming is None:
             return
-        u = self.comm.recv(self.x0, level.previous)
+        u = coming.wait()
         if depth > 0:
             u = self.grids[depth - 1].plus_rhs(level.lo, u)
         if level.continues:

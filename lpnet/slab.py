@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lpnet.errors import InputError
+from lpnet.messages import Incoming, Outbox, Posted, buffer_for, readable, settle
 
 # Set by the process managers of MPICH, Open MPI, MVAPICH, Intel MPI and Cray; srun sets one of the PMI variables.
 _LAUNCHERS = {
@@ -74,6 +75,10 @@ class Comm:
         """Receive a tensor of the shape, dtype and device of `like` (which is not changed)."""
         raise RuntimeError("receive on a single rank")
 
+    def post(self, like: Tensor, source: int) -> Posted:
+        """Begin to receive a tensor of the shape, dtype and device of `like`, and go on."""
+        return Posted(self, like, source)
+
     def bcast_(self, x: Tensor, root: int) -> Tensor:
         """Overwrite `x` on all ranks by that of `root`."""
         return x
@@ -100,8 +105,8 @@ class MPIComm(Comm):
         local.Free()
         # More ranks than cores: a rank that spins in MPI would hold the core that its peer needs.
         self._patient = self.local_size > len(os.sched_getaffinity(0))
-        self._sending: list[tuple[Any, np.ndarray]] = []
         self._cuda_aware = bool(mpi_details()["cuda_aware"])
+        self._outbox = Outbox(self._cuda_aware)
 
     def _wait(self, request: Any) -> None:
         if not self._patient:
@@ -111,9 +116,6 @@ class MPIComm(Comm):
         while not request.Test():
             tries += 1
             time.sleep(0 if tries < 200 else 2e-5)
-
-    def _buffer(self, x: Tensor) -> Any:
-        return x if x.is_cuda and self._cuda_aware else x.detach().cpu().numpy()
 
     def barrier(self, idle: bool = False) -> None:
         request = self.mpi.Ibarrier()
@@ -134,17 +136,15 @@ class MPIComm(Comm):
         self.mpi.Abort(code)
 
     def send(self, x: Tensor, to: int) -> None:
-        self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
-        buffer = self._buffer(x.detach().clone(memory_format=torch.contiguous_format))
-        if x.is_cuda:
-            torch.cuda.current_stream(x.device).synchronize()
-        self._sending.append((self.mpi.Isend(buffer, to), buffer))
+        self._outbox.put(x, lambda buffer: self.mpi.Isend(buffer, to))
 
     def recv(self, like: Tensor, source: int) -> Tensor:
-        staged = like.is_cuda and not self._cuda_aware
-        out = torch.empty(like.shape, dtype=like.dtype, device="cpu" if staged else like.device, pin_memory=staged)
-        self._wait(self.mpi.Irecv(out if out.is_cuda else out.numpy(), source))
-        return out.to(like.device)
+        return self.post(like, source).wait()
+
+    def post(self, like: Tensor, source: int) -> Posted:
+        buffer = buffer_for(like, self._cuda_aware)
+        settle(buffer)
+        return Incoming(self.mpi.Irecv(readable(buffer), source), self._wait, buffer, like.device)
 
     def bcast_(self, x: Tensor, root: int) -> Tensor:
         held = x.detach().contiguous()

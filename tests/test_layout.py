@@ -15,14 +15,15 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
-    ("errors", "version"),
+    ("errors", "messages", "version"),
     ("activations", "data", "fabrics", "options", "pool", "slab"),
     ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
-    ("dense_field", "how", "programs"),
+    ("coarse_grid", "dense_field", "how", "programs"),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps",),
     ("stability", "tangent"),
     ("direction", "mgrit", "recall", "stack"),
+    ("chain",),
     ("engine",),
     ("clock",),
     ("cost",),
@@ -49,7 +50,7 @@ RANKS = {"slab", "hierarchy", "mgrit", "engine", "module"}
 # What the tiers would allow and the architecture does not.
 BARRED = {
     "data": set(TIER) - {"errors", "data"},
-    "slab": set(TIER) - {"errors"},
+    "slab": set(TIER) - {"errors", "messages"},
     "activations": RANKS,
     "dense_field": RANKS,
     "fields": RANKS,
@@ -58,6 +59,7 @@ BARRED = {
     "module_field": RANKS,
     "propagator": RANKS,
     "mgrit": {"dynamics", "module_field", "plain"},
+    "coarse_grid": {"dynamics", "module_field", "plain"},
 }
 
 

@@ -51,6 +51,22 @@ def test_messages_arrive_in_order_and_as_they_were_when_sent(comm: Comm, kind: s
 
 
 @each
+def test_receives_can_be_posted_before_anything_is_sent(comm: Comm, kind: str) -> None:
+    """They are those of the messages in the order of their posts, and of the tensors that come after."""
+    if comm.size == 1:
+        return
+    after, before = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    for turn in range(2):  # with buffers that were used before
+        coming = [comm.post(KINDS[kind](99), before) for _ in range(3)]
+        for k in range(4):
+            comm.send(KINDS[kind](comm.rank + 10 * k + turn), after)
+        found = [posted.wait() for posted in coming]
+        found.append(comm.recv(KINDS[kind](99), before))
+        for k, x in enumerate(found):
+            assert torch.equal(x, KINDS[kind](before + 10 * k + turn).detach())
+
+
+@each
 def test_broadcast_overwrites_in_place(comm: Comm, kind: str) -> None:
     for root in range(comm.size):
         x = KINDS[kind](comm.rank)
