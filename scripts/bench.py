@@ -3,26 +3,28 @@
 
     mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
     python scripts/bench.py optimizers [--layers 32 --work 600 --problems peaks ellipses swissroll --docs docs]
+    python scripts/bench.py peers [--quick --widths 2 8 --batches 32 256 --depths 64 512 --docs docs]
 
 `gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
 one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
-optimizers.png in runs/bench-optimizers (--docs: another folder). Exit code 2: something given is not allowed.
+optimizers.png in runs/bench-optimizers (--docs: another folder). `peers` (see `peers.py`) starts its ranks itself and
+writes results/peers.json and peers.png in runs/bench-peers. Exit code 2: something given is not allowed.
 """
 
 import argparse
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import peers
 import torch
+from contest import Contestant, Gradients, cores, error, gathered, of_trunk, smooth_weights, timed
 from optimizers import PROBLEMS, optimizers
 from torch import Tensor, nn
 
@@ -30,81 +32,17 @@ import lpnet
 from lpnet import slab
 
 
-@dataclass
-class Contestant:
-    """A way to compute the gradient: `run` returns those of the input and of all local weights.
-
-    `alone`: rank 0 works by itself, with so many threads.
-    """
-
-    name: str
-    run: Callable[[], tuple[Tensor, list[Tensor]]]
-    alone: bool = False
-    threads: int = 1
-
-
-def smooth_weights(layers: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights that vary smoothly with the layer index: a mean and two slow waves, of spectral size about 1."""
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    t = torch.arange(layers, dtype=torch.float64) / layers
-    waves = [torch.ones_like(t), torch.sin(math.pi * t), torch.cos(math.pi * t)]
-    scales = [0.5, 0.25, 0.25]
-    K = sum(s * w[:, None, None] * draw(width, width) / math.sqrt(width) for s, w in zip(scales, waves, strict=True))
-    b = sum(s * w[:, None] * draw(width) * 0.2 for s, w in zip(scales, waves, strict=True))
-    return {"K": torch.as_tensor(K), "b": torch.as_tensor(b)}
-
-
-def of_trunk(trunk: lpnet.LayerParallel, y: Tensor, bar: Tensor) -> Callable[[], tuple[Tensor, list[Tensor]]]:
-    """One gradient by lpnet."""
-    def run() -> tuple[Tensor, list[Tensor]]:
-        trunk.zero_grad(set_to_none=True)
-        x = y.clone().requires_grad_()
-        trunk(x).backward(bar)
-        return x.grad, [p.grad for p in trunk.theta.values()]  # type: ignore[return-value]
-
-    return run
-
-
-def of_plain(net: nn.Sequential, y: Tensor, bar: Tensor) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+def of_plain(net: nn.Sequential, y: Tensor, bar: Tensor) -> Callable[[], Gradients]:
     """One gradient by autograd on the plain network."""
     parameters = list(net.parameters())
 
-    def run() -> tuple[Tensor, list[Tensor]]:
+    def run() -> Gradients:
         net.zero_grad(set_to_none=True)
         x = y.clone().requires_grad_()
         net(x).backward(bar)
         return x.grad, [p.grad for p in parameters]  # type: ignore[return-value]
 
     return run
-
-
-def timed(contestant: Contestant, comm: slab.Comm) -> float:
-    """Seconds until the last rank is done (on rank 0)."""
-    torch.set_num_threads(contestant.threads)
-    comm.barrier()
-    begin = time.perf_counter()
-    if not contestant.alone or comm.rank == 0:
-        contestant.run()
-    comm.barrier(idle=contestant.alone and comm.rank != 0)
-    seconds = time.perf_counter() - begin
-    torch.set_num_threads(1)
-    return seconds
-
-
-def error(found: tuple[Tensor, list[Tensor]], true: tuple[Tensor, list[Tensor]]) -> float:
-    """Gradient error: the larger of the relative errors of the input's and of all weights' gradients."""
-    def relative(a: list[Tensor], b: list[Tensor]) -> float:
-        up = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True))
-        return math.sqrt(up / sum(float(y.double().square().sum()) for y in b))
-
-    return max(relative([found[0]], [true[0]]), relative(found[1], true[1]))
-
-
-def gathered(trunk: lpnet.LayerParallel, found: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """Weight gradients of all layers."""
-    return found[0], [trunk._slab.gather(g) for g in found[1]]
 
 
 def versions() -> dict[str, str]:
@@ -115,7 +53,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(cores()),
     }
 
 
@@ -181,7 +119,7 @@ def gradient(args: argparse.Namespace) -> None:
         report(args, comm.size, results, memory)
 
 
-def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> tuple[Tensor, list[Tensor]]:
+def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> Gradients:
     """By autograd in float64, weights stacked."""
     double = plain.double()
     true = stacked(of_plain(double, y.double(), bar.double())())
@@ -189,7 +127,7 @@ def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> tuple[Tensor
     return true
 
 
-def stacked(found: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+def stacked(found: Gradients) -> Gradients:
     """Gradients of K and b of all layers from those of the plain network's parameters."""
     return found[0], [torch.stack(found[1][0::2]), torch.stack(found[1][1::2])]
 
@@ -274,7 +212,7 @@ def number(least: float, kind: type = int) -> Callable[[str], float]:
 def main() -> None:
     """Parse and run."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers")
+    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers|peers")
     one = commands.add_parser("gradient", help="one full gradient against autograd", allow_abbrev=False)
     one.set_defaults(run=gradient)
     for key, value in {"layers": 256, "width": 32, "batch": 256, "coarsening": 16, "seed": 0}.items():
@@ -299,6 +237,7 @@ def main() -> None:
         "--docs", type=Path, default=Path("runs/bench-optimizers"),
         help="folder for optimizers.png and results/optimizers.json, which are overwritten (runs/bench-optimizers)",
     )  # fmt: skip
+    peers.add(commands, number, versions)
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:

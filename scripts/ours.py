@@ -1,0 +1,179 @@
+"""lpnet's contestants at one point: the exact engines, and MGRIT with the options that are best at an allowed error.
+
+The options of MGRIT are found in two steps. Errors hardly depend on the batch, so for each width and depth they are
+measured once and remembered: cycles × number of coarse intervals. Of those that are good enough the two with the least
+work are timed, and the faster one takes part.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from contest import Contestant, Gradients, cores, error, gathered, of_trunk, timed
+from torch import Tensor
+
+import lpnet
+from lpnet import slab
+
+CYCLES = ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 3))
+"""Of the forward and the adjoint solve."""
+INTERVALS = (4, 8, 16, 32, 64)
+ROOM = 0.7
+"""Share of the allowed error that the first batch may have, so that others keep to it too."""
+FINALISTS = 2
+SLOWER = 1.1
+"""A number of micro-batches that takes so much more time than the best one ends the search."""
+
+Choice = tuple[int, tuple[int, int]]
+"""Coarsening factor and cycles."""
+
+
+@dataclass
+class Entry(Contestant):
+    """A contestant, the engine that it stands for, and how its gradients become those of all layers (collective)."""
+
+    engine: str = ""
+    ours: bool = False
+    detail: str = ""
+    collect: Callable[[Gradients], Gradients] = lambda found: found
+
+
+@dataclass
+class Problem:
+    """One gradient of a network: weights of all layers in float64, input and cotangent, the gradient on rank 0."""
+
+    comm: slab.Comm
+    layers: int
+    width: int
+    T: float
+    theta: dict[str, Tensor]
+    y: Tensor
+    bar: Tensor
+    true: Gradients | None = None
+
+    def trunk(self, forward: lpnet.MGRIT | lpnet.Serial, adjoint: lpnet.MGRIT | lpnet.Serial, comm: slab.Comm | None):
+        """The network by lpnet."""
+        made = lpnet.LayerParallel(
+            lpnet.dynamics.Dense(self.width), self.layers, self.T,
+            forward=forward, adjoint=adjoint, comm=comm or self.comm, dtype=self.y.dtype,
+        )  # fmt: skip
+        made.load_state_dict(dict(self.theta))
+        return made
+
+    def entry(self, trunk: lpnet.LayerParallel, name: str, engine: str, detail: str = "", **more) -> Entry:
+        """A trunk as a contestant."""
+        run = of_trunk(trunk, self.y, self.bar)
+        return Entry(name, run, engine=engine, ours=True, detail=detail, collect=lambda g: gathered(trunk, g), **more)
+
+    def error(self, entry: Entry) -> float:
+        """Of one run, the same number on all ranks; collective."""
+        torch.set_num_threads(entry.threads)
+        value = 0.0
+        if not entry.alone or self.comm.rank == 0:
+            found = entry.collect(entry.run())
+            if self.comm.rank == 0 and self.true is not None:
+                value = error(found, self.true)
+        self.comm.barrier(idle=entry.alone and self.comm.rank != 0)
+        torch.set_num_threads(1)
+        return of_rank_0(self.comm, value)
+
+
+def of_rank_0(comm: slab.Comm, value: float) -> float:
+    """The number that rank 0 has; collective."""
+    return float(comm.bcast_(torch.tensor([value], dtype=torch.float64), 0))
+
+
+def quick(entry: Entry, comm: slab.Comm) -> float:
+    """Seconds of one run after another one, the same number on all ranks; collective."""
+    return of_rank_0(comm, min(timed(entry, comm), timed(entry, comm)))
+
+
+def fastest(entries: Iterable[Entry], comm: slab.Comm, patient: bool = False) -> Entry:
+    """Of entries in the order of a number that has a best value; `patient`: in any order; collective."""
+    best, least = None, float("inf")
+    for entry in entries:
+        seconds = quick(entry, comm)
+        if seconds < least:
+            best, least = entry, seconds
+        elif not patient and seconds > SLOWER * least:
+            break
+    if best is None:
+        raise AssertionError("no entries")
+    return best
+
+
+def serial(problem: Problem) -> Iterator[Entry]:
+    """The exact engine on one rank, with one thread and with all, and the exact chain over all ranks; collective."""
+    alone = problem.trunk(lpnet.Serial(), lpnet.Serial(), slab.Comm())
+    yield problem.entry(alone, "lpnet Serial, 1 thread", "serial", alone=True)
+    if cores() > 1:
+        name = f"lpnet Serial, {cores()} threads"
+        yield problem.entry(alone, name, "serial, all cores", alone=True, threads=cores())
+    if problem.comm.size > 1:
+        yield fastest(chains(problem), problem.comm)
+
+
+def chains(problem: Problem) -> Iterator[Entry]:
+    """The exact chain over all ranks with 1, 2, 4, … micro-batches."""
+    for q in (1, 2, 4, 8, 16):
+        if q <= len(problem.y):
+            options = lpnet.Serial(q)
+            yield problem.entry(problem.trunk(options, options, None), "lpnet chain", "chain", f"{q}")
+
+
+class Finder:
+    """Options of MGRIT for allowed errors; remembers the errors of each width and depth."""
+
+    def __init__(self, tols: tuple[float, ...]) -> None:
+        self.tols = tols
+        self._errors: dict[tuple[int, int], dict[Choice, float]] = {}
+
+    def entries(self, problem: Problem) -> Iterator[Entry]:
+        """The fastest for each allowed error, where there is one; collective."""
+        key = problem.width, problem.layers
+        if key not in self._errors:
+            self._errors[key] = _errors(problem, ROOM * min(self.tols))
+        for tol in self.tols:
+            last = finalists(self._errors[key], ROOM * tol, problem.layers, problem.comm.size)
+            found = [self._entry(problem, choice, tol) for choice in last]
+            if found:
+                yield found[0] if len(found) == 1 else fastest(found, problem.comm, patient=True)
+
+    def _entry(self, problem: Problem, choice: Choice, tol: float) -> Entry:
+        m, (forward, adjoint) = choice
+        trunk = problem.trunk(*solvers(choice), None)
+        return problem.entry(trunk, f"lpnet MGRIT, error ≤ {tol:g}", "MGRIT", f"m {m}, {forward} + {adjoint}")
+
+
+def solvers(choice: Choice) -> tuple[lpnet.MGRIT, lpnet.MGRIT]:
+    """Forward and adjoint."""
+    m, (forward, adjoint) = choice
+    return lpnet.MGRIT(m, cycles=forward), lpnet.MGRIT(m, cycles=adjoint)
+
+
+def _errors(problem: Problem, least: float) -> dict[Choice, float]:
+    """Of all choices, for each pair of cycles up to the first below `least`; collective."""
+    trunk, found = problem.trunk(lpnet.Serial(), lpnet.Serial(), None), {}
+    for cycles in CYCLES:
+        for intervals in INTERVALS:
+            m = problem.layers // intervals
+            if m < 2:
+                break
+            trunk.steer(*solvers((m, cycles)), None)
+            found[m, cycles] = problem.error(problem.entry(trunk, "", "MGRIT"))
+            if found[m, cycles] <= least:
+                break
+    return found
+
+
+def finalists(errors: dict[Choice, float], allowed: float, layers: int, ranks: int) -> list[Choice]:
+    """The choices with the least work whose error is allowed, of each pair of cycles one."""
+    def work(choice: Choice) -> float:
+        m, (forward, adjoint) = choice
+        return (forward + 1 + 2 * (adjoint + 1)) * (layers / ranks + 2 * layers / m)
+
+    best: dict[tuple[int, int], Choice] = {}
+    for choice in sorted(errors, key=work):
+        if errors[choice] <= allowed:
+            best.setdefault(choice[1], choice)
+    return list(best.values())[:FINALISTS]
