@@ -21,7 +21,7 @@ class Activation(NamedTuple):
 
     Attributes:
         plain: a = σ(u), differentiable by autograd.
-        apply: overwrites scale·u by the tape and returns a (which may be the same tensor).
+        apply: (scale·u, out) writes the tape to out, which may be u, and returns a, which may be out; u is overwritten.
         value: a from the tape.
         pull: (cotangent, tape, out) writes out = σ'(u) * cotangent.
         slope: the largest σ'.
@@ -29,7 +29,7 @@ class Activation(NamedTuple):
     """
 
     plain: Callable[[Tensor], Tensor]
-    apply: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor, Tensor], Tensor]
     slope: float = 1.0
@@ -42,9 +42,9 @@ def smooth_relu(u: Tensor) -> Tensor:
     return quadratic + torch.relu(u - ETA)
 
 
-def _smooth_relu_apply(u: Tensor) -> Tensor:
+def _smooth_relu_apply(u: Tensor, out: Tensor) -> Tensor:
     linear = torch.relu(u - ETA)
-    return u.clamp_(-ETA, ETA).add_(ETA).square_().div_(4 * ETA).add_(linear)
+    return torch.add(u.clamp_(-ETA, ETA).add_(ETA).square_().div_(4 * ETA), linear, out=out)
 
 
 def _smooth_relu_pull(bar: Tensor, a: Tensor, out: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def _same(a: Tensor) -> Tensor:
 _MINUS_ONE = torch.tensor(-1.0)
 
 
-def _tanh_by_sigmoid(u: Tensor) -> Tensor:
+def _tanh_by_sigmoid(u: Tensor, out: Tensor) -> Tensor:
     """tanh(u) = 2/(1 + exp(−2u)) − 1 from 2u."""
-    return torch.add(_MINUS_ONE, u.sigmoid_(), alpha=2, out=u)
+    return torch.add(_MINUS_ONE, u.sigmoid_(), alpha=2, out=out)
 
 
 def _tanh_pull(bar: Tensor, a: Tensor, out: Tensor) -> Tensor:
@@ -69,17 +69,17 @@ def _tanh_pull(bar: Tensor, a: Tensor, out: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": Activation(torch.tanh, torch.tanh_, _same, _tanh_pull),
+    "tanh": Activation(torch.tanh, lambda u, out: torch.tanh(u, out=out), _same, _tanh_pull),
     "relu": Activation(
         torch.relu,
-        torch.relu_,
+        lambda u, out: torch.clamp_min(u, 0, out=out),
         _same,
         lambda bar, a, out: _aten.threshold_backward.grad_input(bar, a, 0, grad_input=out),
     ),
     "smooth_relu": Activation(smooth_relu, _smooth_relu_apply, _same, _smooth_relu_pull),
     "gelu": Activation(
         torch.nn.functional.gelu,
-        torch.nn.functional.gelu,
+        lambda u, out: torch.nn.functional.gelu(out.copy_(u)),
         torch.nn.functional.gelu,
         lambda bar, u, out: _aten.gelu_backward.grad_input(bar, u, grad_input=out),
         slope=1.1289042,  # Φ(u) + u φ(u) at u = √2

@@ -29,7 +29,7 @@ from lpnet.direction import Direction
 from lpnet.errors import InputError
 from lpnet.fabrics import rounds
 from lpnet.hierarchy import Level
-from lpnet.mgrit import Info, Solver
+from lpnet.mgrit import FinePropagator, Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.slab import Comm, Posted, Slab
 from lpnet.steppers import Picard, Program, Stepper, evaluations, stages_of
@@ -219,7 +219,7 @@ _Sent = defaultdict[tuple[int, int], deque[Time]]
 """(from, to) -> when the messages on their way were sent."""
 
 
-class _Rank:
+class _Rank(FinePropagator):
     """A rank with a clock, in the place of the propagators and of the communicator."""
 
     def __init__(self, rank: int, time: Time, run: Run, sent: _Sent) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lpnet.activations import kernels
+from lpnet.blocks import Blocks, Stacked
+from lpnet.dense_blocks import DenseBlocks
 from lpnet.fields import DenseWeights, Slot
 from lpnet.pool import Pool
 
@@ -109,8 +111,8 @@ class DenseField:
 
     def tape(self, n: int, state: Tensor, holder: object = None) -> list[Tensor]:
         """Uninitialised memory for n layers: one tensor (hidden, batch) each."""
-        def make() -> list[Tensor]:
-            return list(state.new_empty(n, self.hidden, state.shape[-1]).unbind()) if n else []
+        def make() -> Stacked:
+            return Stacked(state.new_empty(n, self.hidden, state.shape[-1]))
 
         if holder is None:
             return make()
@@ -127,7 +129,7 @@ class DenseField:
     def _into(self, u: Tensor, j: int, y: Tensor) -> Tensor:
         """σ(M y + b); u is overwritten by the tape."""
         torch.addmm(self.b[j], self.M[j], y, beta=self.wanted, alpha=self.wanted, out=u)
-        return self.activation.apply(u)
+        return self.activation.apply(u, u)
 
     def plus(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Tensor], j: int, at: int) -> None:
         a = self._into(tape[at], j, y)
@@ -142,7 +144,8 @@ class DenseField:
         if self.packed is None:
             a = self._into(tape[at], j, source.view)
         else:
-            a = self.activation.apply(torch.mm(self.packed.A[j], source.full, out=tape[at]))
+            u = torch.mm(self.packed.A[j], source.full, out=tape[at])
+            a = self.activation.apply(u, u)
         if self.C is None:
             target.view.add_(a, alpha=self.sign * w)
         else:
@@ -233,6 +236,33 @@ class DenseField:
                 grad[[not touched for touched in self._touched]] = 0.0
         return found
 
+    # ---- equal blocks of layers ----------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Entries of the weights of a layer."""
+        return sum(stack[0].numel() for stack in self.weights.tensors) if len(self.M) else 0
+
+    def blocks(self, at: Blocks) -> DenseBlocks:
+        """The p-th layers of all blocks at once, as one field."""
+        return DenseBlocks(self, at)
+
+    def collect(self, at: Blocks, found: list[Tensor]) -> None:
+        """Add the gradients of M, b and C of blocks, (length, number, ...) each."""
+        stacks = list(self._made)
+        if self.packed is not None:
+            stacks[:2] = self.packed.grads[:, :, :-1], self.packed.grads[:, :, -1]
+        rows = at.rows()
+        known = any(self._touched[j] for j in rows)
+        for stack, grad in zip(stacks, found, strict=True):
+            if known:
+                stack[[j for j in rows if not self._touched[j]]] = 0.0
+                at.together(stack).add_(grad)
+            else:
+                at.together(stack).copy_(grad)
+        for j in rows:
+            self._touched[j] = True
+
     # ---- several layers at once ----------------------------------------------------------------------------------
 
     def batch(self, parts: range, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +270,7 @@ class DenseField:
         at, scale = slice(parts.start, parts.stop), self.activation.scale
         M, b, C = self.weights.M[at], self.weights.b[at, :, None], self.weights.C
         u = torch.baddbmm(b, M, y.expand(len(parts), -1, -1), beta=scale, alpha=scale)
-        a = self.activation.apply(u)
+        a = self.activation.apply(u, u)
         return self.sign * (a if C is None else torch.bmm(C[at], a)), u
 
     def batch_pull(self, parts: range, bar: Tensor, kept: Tensor) -> Tensor:

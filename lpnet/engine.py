@@ -5,7 +5,7 @@ x_N, known everywhere, is propagated backwards from the rank of layer N − 1, a
 Broadcasts carry (batch, *features) once each; everything else stays on its slab.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,12 +20,13 @@ from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
 from lpnet.direction import Direction
 from lpnet.fields import Field
 from lpnet.how import STORED, How
-from lpnet.mgrit import Info, Solver
+from lpnet.mgrit import FinePropagator, Info, Solver
 from lpnet.options import MGRIT, Serial, SolverOptions
 from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
 from lpnet.tape import Tape, round_trip
+from lpnet.together import Interval, pull_all, run_all
 
 MakeFields = Callable[[Weights, Sequence[int]], dict[str, Field]]
 """(stacked weights, layer to which each of them belongs) -> fields."""
@@ -55,7 +56,7 @@ class Prepared:
     coarse: dict[Any, CoarseSteps | None] = field(default_factory=dict)
 
 
-class _ForwardFine:
+class _ForwardFine(FinePropagator):
     def __init__(self, layers: Layers, tape: Tape) -> None:
         self.layers, self.tape = layers, tape
 
@@ -65,8 +66,11 @@ class _ForwardFine:
     def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
         return self.layers.run(i0, i1, u, self.tape)
 
+    def run_all(self, parts: Sequence[Interval], us: Sequence[Tensor]) -> Iterator[Tensor]:
+        return run_all(self.layers, parts, us, self.tape)
 
-class _AdjointFine:
+
+class _AdjointFine(FinePropagator):
     def __init__(self, layers: Layers, tape: Tape, total: int, gradients: bool) -> None:
         self.layers, self.tape, self.total, self.gradients = layers, tape, total, gradients
         self.last = False
@@ -78,6 +82,10 @@ class _AdjointFine:
 
     def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
         return self.layers.pull(self.total - i1, self.total - i0, u, self.tape, self.last)
+
+    def run_all(self, parts: Sequence[Interval], us: Sequence[Tensor]) -> Iterator[Tensor]:
+        mirrored = [(self.total - i1, self.total - i0) for i0, i1 in parts]
+        return pull_all(self.layers, mirrored, us, self.tape, self.last)
 
 
 class Engine:

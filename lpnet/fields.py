@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from lpnet.blocks import Blocks
+
 
 class Slot(NamedTuple):
     """One slot of a state: `view` is the value, all else the same memory as a field wants to see it.
@@ -74,6 +76,14 @@ class Field(Protocol):
     def batch(self, parts: range, y: Tensor) -> tuple[Tensor, Any]: ...
     def batch_pull(self, parts: range, bar: Tensor, kept: Any) -> Tensor: ...
     def batch_tangent(self, parts: range, y: Tensor, dot: Tensor, kept: Any, delta: Any) -> Tensor: ...
+    @property
+    def size(self) -> int:
+        """Entries of the weights of a layer."""
+        ...
+
+    def blocks(self, at: Blocks) -> Any:
+        """The p-th layers of equal blocks at once, as a field of states (memory, K, ...); None: they go one by one."""
+
     def reset_grads(self) -> None: ...
     def grads(self) -> list[Tensor]: ...
 

@@ -21,7 +21,7 @@ from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import restrict
 from lpnet.control import Schedule, exact_of
 from lpnet.errors import InputError
-from lpnet.mgrit import Info, Solver
+from lpnet.mgrit import FinePropagator, Info, Solver
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.step import Step, Trunk
 from lpnet.tangent import Deltas, TangentLayers
@@ -30,7 +30,7 @@ from lpnet.tape import Tape
 Weights = dict[str, Tensor]
 
 
-class _Fine:
+class _Fine(FinePropagator):
     def __init__(self, layers: TangentLayers, tape: Tape) -> None:
         self.layers, self.tape = layers, tape
 

@@ -15,7 +15,7 @@ Knows propagators, levels and tensors; no networks, no losses. The adjoint is th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,6 +73,10 @@ class FinePropagator(Protocol):
 
     def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
         """u_{i1} from u_{i0} = u."""
+
+    def run_all(self, parts: Sequence[tuple[int, int]], us: Sequence[Tensor]) -> Iterable[Tensor]:
+        """The same for each of some parts (i0, i1) in turn, from right to left."""
+        return (self.run(i0, i1, u) for (i0, i1), u in zip(parts, us, strict=True))
 
 
 class Channel(Protocol):
@@ -257,8 +261,8 @@ class Solver:
         if level.previous is not None and level.lo < level.hi:
             coming = self.comm.post(self.x0, level.previous)
         own = level.segments[level.continues :]
-        for segment, start in zip(reversed(own), reversed(c), strict=True):
-            self._deliver(depth, segment, self._run(depth, segment, start))
+        for segment, end in zip(reversed(own), self._run_all(depth, own[::-1], c[::-1]), strict=True):
+            self._deliver(depth, segment, end)
         if coming is None:
             return
         u = coming.wait()
@@ -281,6 +285,13 @@ class Solver:
             if v is not None and i + 1 < segment.i1:
                 u = grid.plus_rhs(i + 1, v)
         return v
+
+    def _run_all(self, depth: int, segments: Sequence[Segment], us: Sequence[Tensor]) -> Iterable[Tensor | None]:
+        """The ends of segments that start at C-points."""
+        if depth:
+            return (self._run(depth, segment, u) for segment, u in zip(segments, us, strict=True))
+        self.info.count(sum(segment.i1 - segment.i0 for segment in segments))
+        return self.fine.run_all([(segment.i0, segment.i1) for segment in segments], us)
 
     def _deliver(self, depth: int, segment: Segment, v: Tensor | None) -> None:
         level = self.levels[depth]

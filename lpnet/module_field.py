@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpnet.blocks import Blocks
 from lpnet.errors import InputError
 from lpnet.fields import Slot
 
@@ -154,6 +155,14 @@ class ModuleField:
             return torch.func.jvp(lambda y: self._evaluate(j, theta, y), (y,), (dot,))[1]
         theta_dot = {name: stack[j] for name, stack in delta.items()}
         return torch.func.jvp(partial(self._evaluate, j), (theta, y), (theta_dot, dot))[1]
+
+    @property
+    def size(self) -> int:
+        """Entries of the weights of a layer."""
+        return sum(stack[0].numel() for stack in self.theta.values())
+
+    def blocks(self, at: Blocks) -> None:
+        """Nothing, since layers of a module go one by one."""
 
     def reset_grads(self) -> None:
         """Forget the weight gradients; the next pull of a layer overwrites what is there."""

@@ -5,7 +5,7 @@ import torch
 from reference import F64, normal, sigma
 from torch import Tensor
 
-from lpnet.activations import ACTIVATIONS, ETA
+from lpnet.activations import ACTIVATIONS, ETA, kernels
 
 TINY = torch.finfo(F64).tiny
 KINKS = torch.tensor([-ETA, -ETA / 2, -1e-9, -TINY, 0.0, TINY, 1e-9, ETA / 2, ETA, 2 * ETA, -30.0, 30.0], dtype=F64)
@@ -29,10 +29,22 @@ def test_plain_is_the_definition(name: str) -> None:
 def test_apply_leaves_a_tape_that_gives_the_value_again(name: str, dtype: torch.dtype) -> None:
     one, u = ACTIVATIONS[name], points().to(dtype)
     tape = u.clone()
-    a = one.apply(tape)
+    a = one.apply(tape, tape)
     tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 1e-13, "atol": 1e-16}
     torch.testing.assert_close(a, one.plain(u), **tolerance)
     assert torch.equal(one.value(tape), a)
+
+
+@each
+def test_the_tape_may_be_elsewhere(name: str) -> None:
+    """In memory that is not contiguous; the same as in place, in the form of each device."""
+    for one in (ACTIVATIONS[name], kernels(name, torch.device("cpu"))):
+        u = points()
+        tape, other = one.scale * u, torch.full((len(u), 2), torch.nan, dtype=F64)[:, 0]
+        a, b = one.apply(tape, tape), one.apply(one.scale * u, other)
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-16)
+        torch.testing.assert_close(tape, other, rtol=1e-14, atol=1e-16)
+        torch.testing.assert_close(a, one.plain(u), rtol=1e-12, atol=1e-15)
 
 
 @each
@@ -44,7 +56,7 @@ def test_pull_is_the_derivative_of_autograd(name: str) -> None:
     value = sigma(name, leaf) if name == "smooth_relu" else one.plain(leaf)
     (expected,) = torch.autograd.grad(value, leaf, bar)
     tape = u.clone()
-    one.apply(tape)
+    one.apply(tape, tape)
     out = torch.full_like(u, torch.nan)
     found = one.pull(bar, tape, out)
     assert found is out

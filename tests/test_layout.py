@@ -16,11 +16,12 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
     ("errors", "messages", "version"),
-    ("activations", "data", "fabrics", "options", "pool", "slab"),
+    ("activations", "blocks", "data", "fabrics", "options", "pool", "slab"),
     ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
-    ("coarse_grid", "dense_field", "how", "programs"),
+    ("coarse_grid", "dense_blocks", "how", "programs"),
+    ("dense_field",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
-    ("coarse_steps",),
+    ("coarse_steps", "together"),
     ("stability", "tangent"),
     ("direction", "mgrit", "recall", "stack"),
     ("chain",),
@@ -52,6 +53,7 @@ BARRED = {
     "data": set(TIER) - {"errors", "data"},
     "slab": set(TIER) - {"errors", "messages"},
     "activations": RANKS,
+    "dense_blocks": RANKS,
     "dense_field": RANKS,
     "fields": RANKS,
     "steppers": RANKS,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpnet import MGRIT
 from lpnet.hierarchy import bounds, build
-from lpnet.mgrit import Info, Solver
+from lpnet.mgrit import FinePropagator, Info, Solver
 from lpnet.slab import Comm
 
 WIDTH = 3
@@ -36,7 +36,7 @@ def problem(N: int, T: float = 4.0) -> Problem:
     return Problem(0.8 * normal(N, WIDTH, WIDTH) + 0.4 * normal(WIDTH, WIDTH, seed=1), normal(N, WIDTH, seed=2), T / N)
 
 
-class Fine:
+class Fine(FinePropagator):
     """Exact propagation that counts."""
 
     def __init__(self, p: Problem) -> None:

@@ -137,6 +137,9 @@ class TimedField:
         self.spend(self.comm.costs.pull + self.comm.costs.gradient, target_bar.shape[-1])
         self.field.pull_grad(source, target_bar, *more)
 
+    def blocks(self, at: Any) -> None:
+        """Nothing: the model knows layers one by one."""
+
     def batch(self, parts: range, y: Tensor) -> Any:
         self.spend(self.comm.costs.fine * (1 + (len(parts) - 1) * self.comm.costs.batched), BATCH)
         return self.field.batch(parts, y)
