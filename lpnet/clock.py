@@ -51,6 +51,10 @@ class Costs:
             fixed + (1 − fixed)/Q of it.
         overhead: of a coarse step besides its evaluations (the state is copied in and out, as for a whole interval of
             layers).
+        call: what a solve takes besides on every rank, however few its layers are: the input is packed, the result
+            unpacked, the weights made ready.
+        level: for each coarse level of a solve, its coarse steps are made ready, on every rank.
+        point: after each sweep, the residual at a C-point.
 
     Raises:
         InputError: a negative cost, or one that is not finite; `fixed` above 1.
@@ -64,6 +68,9 @@ class Costs:
     message: float = 0.0
     fixed: float = 0.0
     overhead: float = 0.0
+    call: float = 0.0
+    level: float = 0.0
+    point: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -192,7 +199,7 @@ def end_of(run: Run) -> Time:
         carried = sum(levels[1].lo < levels[1].hi for levels in view.levels) > 1
         tau = isinstance(options, MGRIT) and options.initial == "tau"
         end = lifted.latest(end.after(run.hop)) if tau and carried else lifted
-    return end.after(run.broadcast)
+    return end.after(run.broadcast + run.costs.call)
 
 
 def _chain(run: Run, direction: Direction, Q: int) -> Time:
@@ -225,7 +232,7 @@ class _Rank(FinePropagator):
     def __init__(self, rank: int, time: Time, run: Run, sent: _Sent) -> None:
         self.rank, self.time, self.sent, self.hop = rank, time, sent, run.hop
         self.layer = self.last_layer = run.layer
-        self.gradient = run.gradient
+        self.gradient, self.point = run.gradient, run.costs.point
 
     # Values are new objects, since the solver tells by identity what it has evaluated already.
     def sweep(self, last: bool) -> None:
@@ -250,6 +257,16 @@ class _Rank(FinePropagator):
         return Posted(self, like, source)
 
 
+class _Timed(Solver):
+    """The solver of one rank with a clock."""
+
+    def _residual(self) -> np.ndarray:
+        one = self.fine
+        assert isinstance(one, _Rank)
+        one.time = one.time.after(len(self.c) * one.point)
+        return super()._residual()
+
+
 def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
     """`Engine._mgrit` or `Engine._mgrit_back`: when the last sum over all ranks is done, and every rank's info.
 
@@ -271,7 +288,7 @@ def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
         for rank, levels in zip(view.direction.order, view.levels, strict=True):
             one = _Rank(rank, begin[rank], run, sent)
             steps: list[CoarseStep] = [partial(one.step, level) for level in prices]
-            solver = Solver(options, levels, one, steps, one)
+            solver = _Timed(options, levels, one, steps, one)
             _solve(solver, one, sums, arrivals)
             infos.append(solver.info)
         sums.append(reduce(Time.latest, arrivals).after(run.costs.latency * run.rounds))
@@ -300,13 +317,13 @@ def _solve(solver: Solver, one: _Rank, sums: Sequence[Time], arrivals: list[Time
 
 
 def _begin(run: Run, view: View) -> list[Time]:
-    """When each rank begins its solve: after the lift, or after `Engine._linearize`."""
-    direction = view.direction
-    time = [_ZERO] * run.ranks
+    """When each rank begins its solve: after the coarse steps are ready, and the lift, or `Engine._linearize`."""
+    direction, ready = view.direction, _ZERO.after(run.costs.level * (len(view.bounds) - 1))
+    time = [ready] * run.ranks
     if not run.adjoint:
-        time[direction.first] = run.lift
+        lifted = time[direction.first] = run.lift.after(*ready)
         constant = isinstance(run.options, MGRIT) and run.options.initial == "constant"
-        return [run.lift.after(run.hop * run.rounds)] * run.ranks if constant else time
+        return [lifted.after(run.hop * run.rounds)] * run.ranks if constant else time
     for bound in view.bounds[1:]:
         spans = direction.spans(bound)
         sent = list(time)  # states are sent before any is waited for

@@ -7,20 +7,22 @@ with a coarse start takes
 
 and not (k + 1)(n + c N/m): a rank begins its next cycle while the chain of the last one still runs through later ranks.
 
-Not counted: preparing the weights (a copy, and their means) at the beginning of a step, and what is outside the trunk.
+Not counted: weights of coarse steps that travel, where intervals lie on several ranks, and what is outside the trunk.
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from lpnet import hierarchy
 from lpnet.clock import Costs, Run, end_of
 from lpnet.errors import InputError
+from lpnet.fabrics import Fabric, fabric_of
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.steppers import Stepper
 
-__all__ = ["UNIT", "Costs", "Work", "critical_path", "serial_work", "slab_unit"]
+__all__ = ["UNIT", "Costs", "Work", "critical_path", "on_fabric", "serial_work", "slab_unit"]
 
 UNIT = Costs()
 """Every evaluation costs one, communication nothing."""
@@ -46,8 +48,14 @@ class Work(NamedTuple):
 
 
 def serial_work(layers: int, costs: Costs = UNIT) -> Work:
-    """Plain training on one core: N layers forward, N adjoint, N weight gradients."""
-    return Work(layers * costs.fine, layers * costs.pull, layers * costs.gradient)
+    """The exact engine on one core: N layers forward, N adjoint, N weight gradients."""
+    return Work(layers * costs.fine + costs.call, layers * costs.pull + costs.call, layers * costs.gradient)
+
+
+def on_fabric(costs: Costs, fabric: Fabric | str, state: int) -> Costs:
+    """These costs, in seconds, with the messages of a fabric; a state of the whole batch has so many bytes."""
+    found = fabric_of(fabric)
+    return replace(costs, latency=found.latency, message=state / found.bandwidth)
 
 
 @lru_cache(maxsize=65536)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lpnet.fabrics import Fabric, fabric_of
+from lpnet.messages import Posted
 from lpnet.slab import Comm
 
 
@@ -94,10 +95,18 @@ class VirtualComm(Comm):
             self.inside.send(x, to)
 
     def recv(self, like: Tensor, source: int) -> Tensor:
+        return self.post(like, source).wait()
+
+    def post(self, like: Tensor, source: int) -> Posted:
         with self._outside():
-            stamp = self.inside.recv(torch.tensor(0.0, dtype=torch.float64), source).item()
-            x = self.inside.recv(like, source)
-            self._time = max(self._time, stamp + self.fabric.hop(bytes_of(x)))
+            stamp = self.inside.post(torch.tensor(0.0, dtype=torch.float64), source)
+            return _Stamped(self, stamp, self.inside.post(like, source))
+
+    def arrive(self, stamp: Posted, value: Posted) -> Tensor:
+        """Wait for a message, and be no earlier than it."""
+        with self._outside():
+            sent, x = stamp.wait().item(), value.wait()
+            self._time = max(self._time, sent + self.fabric.hop(bytes_of(x)))
             return x
 
     def bcast_(self, x: Tensor, root: int) -> Tensor:
@@ -115,6 +124,16 @@ class VirtualComm(Comm):
             out = self.inside.allgather(row, counts)
             self._time = self._latest() + self.fabric.gather(out.nbytes, self.size)
             return out
+
+
+class _Stamped(Posted):
+    """A message and the clock of its sender."""
+
+    def __init__(self, comm: VirtualComm, stamp: Posted, value: Posted) -> None:
+        self._to, self._stamp, self._value = comm, stamp, value
+
+    def wait(self) -> Tensor:
+        return self._to.arrive(self._stamp, self._value)
 
 
 def bytes_of(x: Tensor) -> int:

@@ -2,29 +2,33 @@
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from queue import Queue
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from reference import normal
 from torch import Tensor
 
-from lpnet import MGRIT
+from lpnet import MGRIT, engine
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.cost import Costs, slab_unit
 from lpnet.dynamics import Dense, Hamiltonian, SecondOrder
 from lpnet.engine import Engine
 from lpnet.fabrics import Fabric
-from lpnet.mgrit import Info
+from lpnet.mgrit import Info, Solver
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
 from lpnet.steppers import Stepper, stages_of
 from lpnet.virtual import VirtualComm
 
 WIDTH, BATCH = 3, 8
+_SOLVE = {"fine": 1.0, "pull": 1.75, "gradient": 0.625, "batched": 0.375, "fixed": 0.25, "overhead": 0.1875}
+UNEVEN = Costs(**_SOLVE, latency=0.3125, message=0.4375, call=0.5, level=0.625, point=0.0625)
 MODULES = {("f",): Dense, ("kick", "drift"): Hamiltonian, ("kick",): SecondOrder}
 
 
@@ -169,6 +173,41 @@ class TimedCoarseSteps(CoarseSteps):
         return super().pull(k, z)
 
 
+class TimedEngine(Engine):
+    """An engine whose solves and coarse levels take time besides."""
+
+    def work(self, cost: float) -> None:
+        assert isinstance(self.comm, CountedComm)
+        self.comm.work += cost
+
+    def forward(self, *given: Any) -> Any:
+        self.work(self.comm.costs.call)  # type: ignore[attr-defined]
+        return super().forward(*given)
+
+    def adjoint(self, *given: Any) -> Any:
+        self.work(self.comm.costs.call)  # type: ignore[attr-defined]
+        return super().adjoint(*given)
+
+    def coarse(self, *given: Any) -> Any:
+        self.work(self.comm.costs.level)  # type: ignore[attr-defined]
+        return super().coarse(*given)
+
+
+class TimedSolver(Solver):
+    """Whose residuals take time."""
+
+    def _residual(self) -> np.ndarray:
+        self.comm.work += len(self.c) * self.comm.costs.point  # type: ignore[attr-defined]
+        return super()._residual()
+
+
+@contextmanager
+def timed_parts() -> Iterator[None]:
+    """The engine makes coarse steps and solvers that take time."""
+    with mock.patch.object(engine, "CoarseSteps", TimedCoarseSteps), mock.patch.object(engine, "Solver", TimedSolver):
+        yield
+
+
 class Observed(NamedTuple):
     """When a rank has done the forward solve, and the adjoint without and with gradients; and their infos."""
 
@@ -182,7 +221,7 @@ def observed(comm: CountedComm, stepper: Stepper, layers: int, solvers: tuple[An
     stack = Stack(MODULES[stepper.terms](WIDTH), stepper)
     theta = {"K": normal(layers, WIDTH, WIDTH), "b": normal(layers, WIDTH, seed=1)}
     x = normal(stepper.memory, WIDTH, BATCH, seed=2)
-    own = Engine(stepper, 1.0 / layers, Slab(layers, comm, slab_unit(layers, comm.size, *solvers)))
+    own = TimedEngine(stepper, 1.0 / layers, Slab(layers, comm, slab_unit(layers, comm.size, *solvers)))
     stages = len(stages_of(stepper.stages(1.0)))
 
     def timed(weights: Any, _: Any) -> Any:

@@ -1,22 +1,20 @@
 """Virtual clocks of real ranks: the results are those without clocks, and the times are those of the model."""
 
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from reference import F64, normal
-from virtual_ranks import CountedComm, TimedCoarseSteps, observed
+from virtual_ranks import UNEVEN, CountedComm, observed, timed_parts
 
 import lpnet
-from lpnet import MGRIT, Serial, engine
-from lpnet.cost import Costs, Work, critical_path
+from lpnet import MGRIT, Serial
+from lpnet.cost import Work, critical_path
 from lpnet.slab import Comm
 from lpnet.steppers import RK4, Euler, Stepper, Verlet
 from lpnet.virtual import VirtualComm
 
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
-COSTS = Costs(1.0, 1.75, 0.625, batched=0.375, latency=0.3125, message=0.4375, fixed=0.25, overhead=0.1875)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +28,9 @@ COSTS = Costs(1.0, 1.75, 0.625, batched=0.375, latency=0.3125, message=0.4375, f
     ],
 )
 def test_counted_work_is_the_model(comm: Comm, stepper: Stepper, solver: Any) -> None:
-    with mock.patch.object(engine, "CoarseSteps", TimedCoarseSteps):
-        found = observed(CountedComm(comm, COSTS, stepper.memory), stepper, 29, (solver, solver))
-    work = critical_path(stepper, 29, comm.size, solver, solver, COSTS)
+    with timed_parts():
+        found = observed(CountedComm(comm, UNEVEN, stepper.memory), stepper, 29, (solver, solver))
+    work = critical_path(stepper, 29, comm.size, solver, solver, UNEVEN)
     assert Work(found.times[0], found.times[1], found.times[2] - found.times[1]) == pytest.approx(tuple(work))
 
 
