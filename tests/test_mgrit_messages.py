@@ -12,11 +12,11 @@ from torch import Tensor
 from lpnet import MGRIT
 from lpnet.hierarchy import Level, bounds, build
 from lpnet.messages import Posted
-from lpnet.mgrit import Solver
+from lpnet.mgrit import FinePropagator, Solver
 from lpnet.slab import partition
 
 
-class Rank:
+class Rank(FinePropagator):
     """A rank that notes what it does, in the place of the propagators and of the communicator."""
 
     def __init__(self, rank: int, mail: dict[tuple[int, int], deque[Tensor]]) -> None:
