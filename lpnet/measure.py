@@ -4,21 +4,25 @@
                             what else is done once a step for each layer (weights made ready, gradients handed out)
     fixed                   t(1/Q of the batch) = t(batch) (fixed + (1 − fixed)/Q)
     overhead                t(G) = c t(Φ) + overhead for a coarse step of c evaluations
+    call, level, point      what a solve, a coarse level of it, and the residual at a C-point take besides
     batched                 t(G) = p t(Φ) (1 + (s − 1) batched) + overhead for p passes over s parts at once
     latency, message        t(x) = latency + message for a state x, latency alone for one number
 
-Medians; all measurements take turns, so that a change of the machine's speed meets all of them.
+All but the last two rows are from whole solves (`lpnet.calibration`). Medians; all measurements take turns, so that a
+change of the machine's speed meets all of them. Work is measured in processor time, messages on the wall.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.calibration import FITTED, fitted, processor_time
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.cost import Costs
 from lpnet.engine import Prepared
@@ -28,12 +32,13 @@ from lpnet.options import MGRIT
 from lpnet.propagator import Layers
 from lpnet.slab import Comm
 from lpnet.stack import seed_of
-from lpnet.steppers import Picard, Program, Stage, evaluations, stages_of
+from lpnet.steppers import Picard, Program, Stage
 
-SEGMENT, PARTS, SHARE, LAYERS = 16, 8, 4, 256
-"""Layers of an interval, parts of a coarse step, parts of the batch, and layers at most in the measurements."""
-SECONDS, ROUNDS = 0.5, (5, 25)
-"""About how long the steps are measured, within so many rounds."""
+OWN = (*FITTED, "fixed", "batched")
+SEGMENT, PARTS, LAYERS = 16, 8, 256
+"""Layers of an interval, parts of a coarse step, and layers at most in the measurements."""
+SECONDS, ROUNDS = 0.2, (5, 25)
+"""About how long one step is measured, within so many rounds."""
 LATENCY, BANDWIDTH = 2e-5, 5e9
 """Taken where one rank is alone: seconds of a message, its handling included, and bytes a second."""
 
@@ -49,18 +54,18 @@ def measure(trunk: LayerParallel, batch: Tensor, ranks: int | None = None) -> Co
     """
     comm = trunk.comm
     prepared, x = prepare(trunk, batch)
-    found = torch.zeros(8, dtype=torch.float64)
+    found = torch.zeros(len(OWN) + 2, dtype=torch.float64)
     busy = [rank for rank, n in enumerate(trunk._slab.counts) if n]
-    own = np.zeros((1, 6))
+    own = np.zeros((1, len(OWN)))
     comm.barrier()
     if comm.rank in busy:
-        own[0] = _steps(trunk, prepared, batch, ranks or comm.size)
-    found[:6] = torch.from_numpy(np.median(comm.allgather(own, [1] * comm.size)[busy], axis=0))
+        costs = _steps(trunk, prepared, batch, ranks or comm.size)
+        own[0] = [getattr(costs, name) for name in OWN]
+    found[:-2] = torch.from_numpy(np.median(comm.allgather(own, [1] * comm.size)[busy], axis=0))
     if comm.rank < 2:
-        found[6:] = torch.tensor(_messages(comm, x), dtype=torch.float64)
+        found[-2:] = torch.tensor(_messages(comm, x), dtype=torch.float64)
     comm.barrier(idle=comm.rank > 1)
-    names = ("fine", "pull", "gradient", "fixed", "overhead", "batched", "latency", "message")
-    return Costs(**dict(zip(names, comm.bcast_(found, 0).tolist(), strict=True)))
+    return Costs(**dict(zip((*OWN, "latency", "message"), comm.bcast_(found, 0).tolist(), strict=True)))
 
 
 def prepare(trunk: LayerParallel, y: Tensor) -> tuple[Prepared, Tensor]:
@@ -83,59 +88,21 @@ def packed(prepared: Prepared, y: Tensor) -> Tensor:
     return field.pack(torch.stack([y.detach()] + [torch.zeros_like(y)] * (layers.stepper.memory - 1)))
 
 
-def _steps(trunk: LayerParallel, prepared: Prepared, batch: Tensor, ranks: int) -> tuple[float, ...]:
-    """fine, pull, gradient, fixed, overhead and batched, on the first layers of this rank."""
-    x = packed(prepared, batch)
-    n = min(prepared.layers.n, -(-trunk.layers // ranks), LAYERS)
-    parts = prepared.layers.split(x, SHARE)
-    acts = _solves(prepared.layers, n, x) | {f"part {k}": a for k, a in _solves(prepared.layers, n, parts[0]).items()}
-    cheap = trunk.stepper.coarse((SEGMENT,), trunk.h, MGRIT(SEGMENT))
-    many = trunk.stepper.coarse((1,) * min(PARTS, n), trunk.h, MGRIT(SEGMENT, samples=PARTS))
-    acts |= {"cheap": _coarse(prepared.layers, cheap, x), "many": _coarse(prepared.layers, many, x)}
-    acts["once"] = partial(_once, trunk, batch)
-    t = _medians(acts, x.device)
-    run, pull, graded = t["run"] / n, t["pull"] / n, t["graded"] / n
-    Q, share = len(parts), (t["part run"] + t["part graded"]) / (t["run"] + t["graded"])
-    fixed = min(1.0, max(0.0, (share - 1 / Q) / (1 - 1 / Q))) if Q > 1 else 0.0
-    both = (run + pull) / len(stages_of(prepared.layers.program))
-    overhead = max(0.0, t["cheap"] - both * evaluations(cheap)) / 2
-    batched = 1.0
-    if isinstance(many, Picard) and len(many.lengths) > 1:
-        once = max(0.0, t["many"] - 2 * overhead) / (both * evaluations(many))
-        batched = max(0.0, once - 1) / (len(many.lengths) - 1)
-    gradient = max(0.0, graded - pull) + t["once"] / prepared.layers.n
-    return run, pull, gradient, fixed, overhead, batched
+def _steps(trunk: LayerParallel, prepared: Prepared, batch: Tensor, ranks: int) -> Costs:
+    """All but the messages, with as many layers as a rank has."""
+    costs, _ = fitted(trunk, batch, min(-(-trunk.layers // ranks), LAYERS))
+    return replace(costs, batched=_batched(trunk, prepared, packed(prepared, batch), costs))
 
 
-def _once(trunk: LayerParallel, batch: Tensor) -> None:
-    """What a step does with the weights of all layers besides the solves."""
-    prepared, _ = prepare(trunk, batch)
-    prepared.layers.reset_grads()
-    trunk._stack.gradients(prepared.theta, dict(prepared.layers.fields))
-
-
-def _solves(layers: Layers, n: int, x: Tensor) -> dict[str, Act]:
-    """The first n layers forward, and pulled back without and with weight gradients, in intervals."""
-    own = layers.first(n)  # keeps memory for states of this shape
-    a, b = layers.lo, layers.lo + n
-
-    def run() -> object:
-        tape = own.tape(x)
-        for i in range(a, b, SEGMENT):
-            own.run(i, min(b, i + SEGMENT), x, tape)
-        return tape
-
-    tape = own.tape(x)
-    own.run(a, b, x, tape)
-
-    def pull() -> object:
-        return own.pull(a, b, x, tape, False)
-
-    def graded() -> object:
-        own.reset_grads()
-        return own.pull(a, b, x, tape, True)
-
-    return {"run": run, "pull": pull, "graded": graded}
+def _batched(trunk: LayerParallel, prepared: Prepared, x: Tensor, costs: Costs) -> float:
+    """`batched` from a coarse step of several parts at once, linearised and pulled back."""
+    layers = prepared.layers
+    many = trunk.stepper.coarse((1,) * min(PARTS, layers.n), trunk.h, MGRIT(SEGMENT, samples=PARTS))
+    if not isinstance(many, Picard) or len(many.lengths) < 2:
+        return 1.0
+    seconds = _medians({"many": _coarse(layers, many, x)}, x.device)["many"]
+    once = (seconds - 2 * costs.overhead) / (many.passes * (costs.fine + costs.pull))
+    return max(0.0, once - 1) / (len(many.lengths) - 1)
 
 
 def _coarse(layers: Layers, program: Program, x: Tensor) -> Act:
@@ -154,7 +121,7 @@ def _coarse(layers: Layers, program: Program, x: Tensor) -> Act:
 def _medians(acts: dict[str, Act], device: torch.device) -> dict[str, float]:
     """Median seconds of each act, which take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in acts}
-    clock, start = _clock(device), time.perf_counter()
+    clock, start = processor_time(device), time.perf_counter()
     least, most = ROUNDS
     for done in range(most + 1):  # the first round warms up
         for name, act in acts.items():
@@ -170,12 +137,6 @@ def _seconds(act: Act, device: torch.device, clock: Callable[[], float] = time.p
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - start
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    """Processor time of this thread, which stands still while others have the core, where it does all the work."""
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    return time.thread_time if alone else time.perf_counter
 
 
 def _messages(comm: Comm, x: Tensor) -> tuple[float, float]:

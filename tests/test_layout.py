@@ -32,6 +32,7 @@ TIERS = (
     ("step",),
     ("gradient", "linearize"),
     ("module",),
+    ("calibration",),
     ("check", "measure", "regularizers", "sharded"),
     ("plan",),
     ("optim",),

@@ -232,7 +232,7 @@ class Dropped(torch.nn.Sequential):
 
 def test_a_module_with_dropout_keeps_its_masks(monkeypatch: Any) -> None:
     """Those of the next call are what they would be without a plan; costs can be measured of any module."""
-    monkeypatch.setattr("lpnet.measure.SECONDS", 0.02)
+    monkeypatch.setattr("lpnet.calibration.SECONDS", 0.02)
     torch.manual_seed(0)
     one = Dropped()
     y, outs = normal(6, WIDTH), []
@@ -247,7 +247,7 @@ def test_a_module_with_dropout_keeps_its_masks(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_measured_costs_are_positive_seconds(kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("lpnet.measure.SECONDS", 0.02)
+    monkeypatch.setattr("lpnet.calibration.SECONDS", 0.02)
     for layers, batch in ((1, 1), (20, 7)):
         found = measure(trunk(kind, layers, comm=Comm()), normal(batch, WIDTH))
         assert 0 < found.fine < 1

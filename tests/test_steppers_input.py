@@ -84,7 +84,7 @@ def test_plans_are_made_for_every_stepper(name: str, costs: Costs) -> None:
 @each_stepper
 @pytest.mark.parametrize("layers", [1, 2, 20])
 def test_costs_are_measured_of_every_stepper(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lpnet.measure.SECONDS", 0.0)
+    monkeypatch.setattr("lpnet.calibration.SECONDS", 0.0)
     stepper = REGISTRY[name]()
     found = measure(trunk(KINDS[stepper.terms], stepper, layers, T=0.1 * layers), normal(5, WIDTH))
     assert min(found.fine, found.pull, found.gradient) > 0

@@ -42,7 +42,7 @@ def test_given_costs_give_the_plan_of_one_rank(kind: str, layers: int, tol: floa
 
 @pytest.mark.parametrize("plan_ranks", [None, 16])
 def test_measured_costs_give_the_same_plan_on_all_ranks(plan_ranks: Any, comm: Comm, monkeypatch: Any) -> None:
-    monkeypatch.setattr("lpnet.measure.SECONDS", 0.05)
+    monkeypatch.setattr("lpnet.calibration.SECONDS", 0.05)
     net = trunk("dense", 40, comm=comm)
     found = plan(net, normal(6, WIDTH), 0.05, plan_ranks)
     assert same_everywhere(found, comm)
