@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from contest import Contestant, Gradients, cores, error, gathered, of_trunk, timed
+from contest import Contestant, Gradients, error, gathered, of_trunk, timed
 from torch import Tensor
 
 import lpnet
@@ -23,6 +23,10 @@ ROOM = 0.7
 FINALISTS = 2
 SLOWER = 1.1
 """A number of micro-batches that takes so much more time than the best one ends the search."""
+
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+TRIAL_S, TRIALS = 0.2, 5
+"""Where one of several is chosen: no more runs after so many seconds, or so many runs."""
 
 Choice = tuple[int, tuple[int, int]]
 """Coarsening factor and cycles."""
@@ -40,7 +44,7 @@ class Entry(Contestant):
 
 @dataclass
 class Problem:
-    """One gradient of a network: weights of all layers in float64, input and cotangent, the gradient on rank 0."""
+    """One gradient of a network: weights of all layers, input and cotangent, and the true gradient on rank 0."""
 
     comm: slab.Comm
     layers: int
@@ -84,8 +88,11 @@ def of_rank_0(comm: slab.Comm, value: float) -> float:
 
 
 def quick(entry: Entry, comm: slab.Comm) -> float:
-    """Seconds of one run after another one, the same number on all ranks; collective."""
-    return of_rank_0(comm, min(timed(entry, comm), timed(entry, comm)))
+    """Seconds of a run: the least of some while they are short; the same number on all ranks; collective."""
+    seconds = [of_rank_0(comm, timed(entry, comm))]
+    while sum(seconds) < TRIAL_S and len(seconds) < TRIALS:
+        seconds.append(of_rank_0(comm, timed(entry, comm)))
+    return min(seconds)
 
 
 def fastest(entries: Iterable[Entry], comm: slab.Comm, patient: bool = False) -> Entry:
@@ -102,23 +109,38 @@ def fastest(entries: Iterable[Entry], comm: slab.Comm, patient: bool = False) ->
     return best
 
 
-def serial(problem: Problem) -> Iterator[Entry]:
-    """The exact engine on one rank, with one thread and with all, and the exact chain over all ranks; collective."""
+class Batches:
+    """The best numbers of micro-batches: found at the first depth of a shape, and kept for its other depths."""
+
+    def __init__(self) -> None:
+        self._best: dict[tuple[str, int, int], int] = {}
+
+    def entries(self, kind: str, problem: Problem, make: Callable[[int], Entry], least: int = 1) -> Iterator[Entry]:
+        """The fastest of `make(q)`, whose detail is q, if any q of at least `least` divides the batch; collective."""
+        key = kind, problem.width, len(problem.y)
+        allowed = [q for q in sorted({*MICRO_BATCHES, least}) if q >= least and len(problem.y) % q == 0]
+        if key in self._best:
+            yield make(self._best[key])
+        elif allowed:
+            found = fastest(map(make, allowed), problem.comm)
+            self._best[key] = int(found.detail)
+            yield found
+
+
+def serial(problem: Problem, batches: Batches, threads: int) -> Iterator[Entry]:
+    """The exact engine on one rank, with one thread and with so many, and the chain over all ranks; collective."""
     alone = problem.trunk(lpnet.Serial(), lpnet.Serial(), slab.Comm())
     yield problem.entry(alone, "lpnet Serial, 1 thread", "serial", alone=True)
-    if cores() > 1:
-        name = f"lpnet Serial, {cores()} threads"
-        yield problem.entry(alone, name, "serial, all cores", alone=True, threads=cores())
+    if threads > 1:
+        name = f"lpnet Serial, {threads} threads"
+        yield problem.entry(alone, name, "serial, all cores", alone=True, threads=threads)
+
+    def chain(q: int) -> Entry:
+        trunk = problem.trunk(lpnet.Serial(q), lpnet.Serial(q), None)
+        return problem.entry(trunk, "lpnet chain", "chain", f"{q}")
+
     if problem.comm.size > 1:
-        yield fastest(chains(problem), problem.comm)
-
-
-def chains(problem: Problem) -> Iterator[Entry]:
-    """The exact chain over all ranks with 1, 2, 4, … micro-batches."""
-    for q in (1, 2, 4, 8, 16):
-        if q <= len(problem.y):
-            options = lpnet.Serial(q)
-            yield problem.entry(problem.trunk(options, options, None), "lpnet chain", "chain", f"{q}")
+        yield from batches.entries("chain", problem, chain)
 
 
 class Finder:

@@ -29,8 +29,8 @@ import heatmap
 import ours
 import rivals
 import torch
-from contest import cores, smooth_weights, timed
-from ours import Entry, Finder, Problem
+from contest import Gradients, cores, smooth_weights, timed
+from ours import Batches, Entry, Finder, Problem
 
 import lpnet
 from lpnet import launch, slab
@@ -80,14 +80,15 @@ class Contest:
 
     def __init__(self, args: argparse.Namespace, comm: slab.Comm) -> None:
         self.args, self.comm = args, comm
-        self.finder = Finder(TOLS)
+        self.finder, self.batches = Finder(TOLS), Batches()
         self.until = time.monotonic() + 60 * args.minutes
 
     def points(self) -> Iterator[Point]:
         """Small shapes first; of each shape all depths, so that what was compiled serves all of them."""
         shapes = product(self.args.widths, self.args.batches)
         for width, batch in sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)):
-            torch._dynamo.reset()
+            if not self.args.skip_compile:
+                torch._dynamo.reset()
             rate = 0.0  # seconds of autograd per layer, so far
             for layers in sorted(self.args.depths):
                 point = Point(layers, width, batch)
@@ -113,22 +114,26 @@ class Contest:
         problem, net = self.problem(point)
         entries = list(self.entries(problem, net))
         errors = [problem.error(entry) for entry in entries]
-        first = [ours.of_rank_0(self.comm, timed(entry, self.comm)) for entry in entries]
-        rounds = max(ROUNDS[0], min(ROUNDS[1], int(self.args.seconds / sum(first))))
         seconds: list[list[float]] = [[] for _ in entries]
-        for _ in range(rounds):
+        while self.again(seconds):
             for taken, entry in zip(seconds, entries, strict=True):
-                taken.append(ours.of_rank_0(self.comm, timed(entry, self.comm)))
+                taken.append(timed(entry, self.comm))
         rows = [row(e, s, wrong) for e, s, wrong in zip(entries, seconds, errors, strict=True)]
         del entries, problem, net
         gc.collect()
         return rows
 
+    def again(self, seconds: list[list[float]]) -> bool:
+        """Whether one more round is to follow; the same on all ranks."""
+        rounds, spent = len(seconds[0]), sum(map(sum, seconds))
+        more = rounds < ROUNDS[0] or (rounds < ROUNDS[1] and spent + spent / rounds < self.args.seconds)
+        return bool(ours.of_rank_0(self.comm, more))
+
     def problem(self, point: Point) -> tuple[Problem, torch.nn.Sequential]:
         """The problem, and this rank's network by PyTorch: on rank 0 of all layers, else of its own."""
         args, comm = self.args, self.comm
         generator = torch.Generator().manual_seed(args.seed)
-        theta = smooth_weights(point.layers, point.width, generator)
+        theta = {name: t.float() for name, t in smooth_weights(point.layers, point.width, generator).items()}
         y, bar = (torch.randn(point.batch, point.width, generator=generator) for _ in range(2))
         problem = Problem(comm, point.layers, point.width, args.T, theta, y, bar)
         starts = slab.partition(point.layers, comm.size)
@@ -143,13 +148,13 @@ class Contest:
         """All contestants, the peers first."""
         yield from self.alone(problem, net, net, "autograd")
         if not self.args.skip_compile:
-            for threads in sorted({1, cores()}):
+            for threads in sorted({1, self.args.cores}):
                 model = rivals.compiled(net, self.args.block) if self.comm.rank == 0 else net
                 yield from self.alone(problem, net, model, "compile", (threads,))
         if self.comm.size > 1:
             for kind in rivals.KINDS:
-                yield ours.fastest(self.pipelines(problem, net, kind), self.comm)
-        yield from ours.serial(problem)
+                yield from self.pipeline(problem, net, kind)
+        yield from ours.serial(problem, self.batches, self.args.cores)
         yield from self.finder.entries(problem)
 
     def alone(
@@ -158,25 +163,26 @@ class Contest:
     ) -> Iterator[Entry]:  # fmt: skip
         """PyTorch on rank 0, with one thread and with all."""
         run = rivals.by_autograd(model, net, problem.y, problem.bar)
-        for n in threads or sorted({1, cores()}):
+        for n in threads or sorted({1, self.args.cores}):
             words = "1 thread" if n == 1 else f"{n} threads"
             kind = engine if n == 1 else f"{engine}, all cores"
             yield Entry(f"PyTorch {engine}, {words}", run, True, n, kind, collect=rivals.stacked)
 
-    def pipelines(self, problem: Problem, net: torch.nn.Sequential, kind: str) -> Iterator[Entry]:
-        """A schedule with 1, 2, 4, … micro-batches."""
+    def pipeline(self, problem: Problem, net: torch.nn.Sequential, kind: str) -> Iterator[Entry]:
+        """A schedule with its best number of micro-batches."""
         comm, own = self.comm, slab.Slab(problem.layers, self.comm)
         part = net[: own.hi - own.lo]  # rank 0 has all layers, and its own are the first
 
-        def collect(found: tuple) -> tuple:
+        def collect(found: Gradients) -> Gradients:
             x, weights = rivals.stacked(found)
             return x, [own.gather(g) for g in weights]
 
-        for q in (1, 2, 4, 8, 16):
-            if q <= problem.y.shape[0] and (q >= comm.size or kind == "GPipe"):
-                steps = rivals.schedule(kind, q, part, comm)
-                run = rivals.by_pipeline(steps, part, comm, problem.y, problem.bar)
-                yield Entry(f"PyTorch {kind}", run, engine=kind, detail=f"{q}", collect=collect)
+        def make(q: int) -> Entry:
+            steps = rivals.schedule(kind, q, part, comm)
+            run = rivals.by_pipeline(steps, part, comm, problem.y, problem.bar)
+            return Entry(f"PyTorch {kind}", run, engine=kind, detail=f"{q}", collect=collect)
+
+        return self.batches.entries(kind, problem, make, comm.size if kind == "1F1B" else 1)
 
 
 def row(entry: Entry, seconds: list[float], wrong: float) -> Row:
@@ -206,8 +212,8 @@ def head(args: argparse.Namespace, ranks: int) -> str:
     bounds = [f"≤ {tol:g}" for tol in TOLS]
     names = ["autograd", "all cores", "compile", "all cores", "GPipe", "1F1B", "serial", "all cores", "chain"]
     names += [f"MGRIT {bound}" for bound in bounds]
-    about = f"T {args.T:g}, float32, {ranks} ranks, {cores()} cores. Times over autograd's on one thread; in brackets "
-    about += "micro-batches, or m and cycles of MGRIT. Last: time of the fastest peer over that of lpnet's fastest."
+    about = f"T {args.T:g}, float32, {ranks} ranks, {args.cores} cores. Times over autograd's on one thread; in "
+    about += "brackets micro-batches, or m and cycles of MGRIT. Last: fastest peer over lpnet's fastest."
     ends = "".join(f"{end:>9s}" for end in ("exact", *bounds))
     return f"{about}\n{'layers width batch':>18s}{'ms':>9s}{aligned(names)}{ends}"
 
@@ -252,7 +258,7 @@ def contest(args: argparse.Namespace, comm: slab.Comm, about: dict[str, str]) ->
 
 def write(args: argparse.Namespace, ranks: int, about: dict[str, str], found: list[Point]) -> None:
     """The numbers, and the picture."""
-    keys = ("widths", "batches", "depths", "T", "seed", "seconds", "minutes", "memory", "longest", "block")
+    keys = ("widths", "batches", "depths", "T", "seed", "seconds", "minutes", "memory", "longest", "block", "cores")
     settings = {key: getattr(args, key) for key in keys} | {"ranks": ranks, "compile": not args.skip_compile}
     points = [asdict(point) for point in found]
     whole = {"settings": settings, "versions": about, "points": points}
@@ -276,10 +282,11 @@ def add(commands, number: Callable, versions: Callable[[], dict[str, str]]) -> N
     one.add_argument("--T", type=number(0, float), default=4.0)
     one.add_argument("--seed", type=number(0), default=0)
     one.add_argument("--ranks", type=number(1), default=2, help="where no launcher has started some (2)")
+    one.add_argument("--cores", type=number(1), default=cores(), help=f"threads of what uses all cores ({cores()})")
     one.add_argument("--seconds", type=number(0, float), help="of the rounds at a point, at most (4; quick: 0.5)")
     one.add_argument("--minutes", type=number(0, float), default=15.0, help="after which no point is begun (15)")
     one.add_argument("--memory", type=number(0, float), default=4.0, help="GiB that a point may take (4)")
-    one.add_argument("--longest", type=number(0, float), default=3.0, help="seconds of a gradient by autograd (3)")
+    one.add_argument("--longest", type=number(0, float), default=1.5, help="seconds of a gradient by autograd (1.5)")
     one.add_argument("--block", type=number(1), help="layers that torch.compile sees at once (32; quick: 8)")
     one.add_argument("--skip-compile", action="store_true", help="leave out torch.compile")
     one.add_argument(

@@ -1,40 +1,36 @@
-"""Pipelines of torch.distributed on the ranks of the benchmark: the gradients are those of autograd."""
+"""The benchmark against PyTorch on several ranks: pipelines and the chain have the gradients of autograd."""
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from lpnet import slab
 
 pytestmark = pytest.mark.mpi
-SHAPES = {"K": (3, 3), "b": (3,)}
 
 
-@pytest.fixture
-def rivals(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    import rivals
+@pytest.fixture(scope="module")
+def bench():
+    scripts = str(Path(__file__).parents[2] / "scripts")
+    sys.path.insert(0, scripts)
+    import bench
 
-    yield rivals
-    sys.modules.pop("rivals")
+    yield bench
+    sys.path.remove(scripts)
 
 
-def test_pipelines_compute_the_gradient_of_autograd(comm, rivals):
-    if comm.size == 1:
-        pytest.skip("a pipeline needs two ranks")
-    layers, width, batch, h = 7, 3, 12, 0.25
-    generator = torch.Generator().manual_seed(0)
-    theta = {name: torch.randn(layers, *shape, generator=generator) for name, shape in SHAPES.items()}
-    y, bar = (torch.randn(batch, width, generator=generator, dtype=torch.float64) for _ in range(2))
-    own = slab.Slab(layers, comm)
-    true = rivals.exact(rivals.network(theta, h, range(layers), torch.float64), y, bar)
-    part = rivals.network(theta, h, range(own.lo, own.hi), torch.float64)
-    with rivals.process_group(comm):
-        for kind in rivals.KINDS:
-            steps = rivals.schedule(kind, 4, part, comm)
-            x, weights = rivals.stacked(rivals.by_pipeline(steps, part, comm, y, bar)())
-            found = [own.gather(g) for g in weights]
-            assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(found, true[1], strict=True))
-            assert comm.rank > 0 or torch.allclose(x, true[0], rtol=1e-12, atol=1e-12)
+def test_all_contestants_on_all_ranks(comm, bench, tmp_path):
+    """Errors of the gradients of all layers; rank 0 writes them."""
+    parser = argparse.ArgumentParser()
+    bench.peers.add(parser.add_subparsers(), bench.number, dict)
+    sizes = ["--widths", "3", "--batches", "12", "--depths", "35", "--seconds", "0", "--block", "8", "--cores", "1"]
+    args = parser.parse_args(["peers", *sizes, "--skip-compile", "--docs", str(tmp_path)])
+    bench.peers.contest(args, comm, {})
+    if comm.rank == 0:
+        (point,) = json.loads((tmp_path / "results" / "peers.json").read_text())["points"]
+        errors = {row["name"]: row["gradient_error"] for row in point["rows"]}
+        assert max(error for name, error in errors.items() if "MGRIT" not in name) < 1e-5
+        assert errors["lpnet MGRIT, error ≤ 0.01"] <= 1e-2
+        assert ("PyTorch GPipe" in errors) == ("lpnet chain" in errors) == (comm.size > 1)
+        assert ("PyTorch 1F1B" in errors) == (comm.size in (2, 3, 4))  # where micro-batches as many as ranks are even
