@@ -16,15 +16,18 @@ CoarseStep = Callable[[int, Tensor], Tensor]
 """(k, u) -> G_k(u) on one level."""
 
 
+_GONE = torch.empty(0)
+
+
 class CoarseGrid:
     """Values on one coarse level: u and G(u) at this rank's steps, and the right-hand side."""
 
     def __init__(self, level: Level, step: CoarseStep) -> None:
         self.level, self.step = level, step
         n = level.hi - level.lo
-        self.u: list[Tensor] = [torch.empty(0)] * n
+        self.u: list[Tensor] = [_GONE] * n
         self.at: list[Tensor | None] = [None] * n
-        self.value: list[Tensor] = [torch.empty(0)] * n
+        self.value: list[Tensor] = [_GONE] * n
         self.base: list[Tensor] | None = None
         self.rhs: list[Tensor | None] = [None] * n
         self.evaluations = 0
@@ -37,6 +40,14 @@ class CoarseGrid:
             return None
         self._evaluate(j, u)
         return self.value[j] if self.base is None else self.value[j] - self.base[j]
+
+    def leave(self, i: int, value: bool) -> None:
+        """Step i is not visited again with this right-hand side, and with `value` not with any other one."""
+        j = i - self.level.lo
+        if self.base is not None:
+            self.base[j] = _GONE
+        if value:
+            self.at[j], self.value[j] = None, _GONE
 
     def _evaluate(self, j: int, u: Tensor) -> None:
         if self.at[j] is not u:

@@ -34,7 +34,7 @@ class CoarseSteps:
         self.slots = max([memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))])
         self._work, self._dots = (Workspace(next(iter(fields.values())), self.slots) for _ in range(2))
         self._scratch: list[Tensor] = []
-        self._kept: dict[int, tuple[Tensor, Any]] = {}
+        self._kept: dict[int, tuple[Tensor | None, Any]] = {}
         self._tapes: dict[tuple[int, bool], list[Kept]] = {}
         self._shape: torch.Size | None = None
 
@@ -45,16 +45,16 @@ class CoarseSteps:
             return _picard(self.fields[program.term], program, offset, x)[0]
         return self._forward(program, Place(offset, self._tapes_of(program, x, False)), x, linear=False)
 
-    def linearize(self, k: int, x: Tensor) -> None:
-        """Remember what `pull` and `tangent` need: G_k at x."""
+    def linearize(self, k: int, x: Tensor, tangents: bool = True) -> None:
+        """Remember what `pull` needs, and, if `tangents` will be asked for, what they need: G_k at x."""
         at = k - self.first
         program, offset = self.programs[at], self.offsets[at]
         if isinstance(program, Picard):
-            self._kept[k] = x, _picard(self.fields[program.term], program, offset, x)[1]
+            self._kept[k] = x if tangents else None, _picard(self.fields[program.term], program, offset, x)[1]
             return
         place = Place(offset, self._tapes_of(program, x, True), at)
         self._forward(program, place, x, linear=True)
-        self._kept[k] = x, place
+        self._kept[k] = x if tangents else None, place
 
     def forget(self) -> None:
         """Drop what `linearize` remembered."""
@@ -99,6 +99,8 @@ class CoarseSteps:
         if isinstance(program, Picard):
             delta = None if deltas is None else deltas[program.term]
             return _picard_tangent(self.fields[program.term], program, offset, dot, (kept, delta))
+        if x is None:
+            raise RuntimeError("linearised without tangents")
         pairs = programs.Pairs(self._work(x), self._dots(dot), deltas)
         programs.tangent(program, self.fields, pairs, kept)
         return state_of(pairs.dots, self.memory)

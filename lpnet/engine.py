@@ -269,7 +269,7 @@ class Engine:
             guess = [z] * (levels[0].coarse_hi - levels[0].coarse_lo)
         coarse = [self.coarse(prepared, back, bound, options) for bound in bounds[1:]]
         for steps, bound in zip(coarse, bounds[1:] if not solution.linear else (), strict=False):
-            self._linearize(steps, layers, tape, bound, z)
+            self._linearize(steps, layers, tape, bound, z, solution.again)
         solution.linear = solution.again
         if self.how.store == "all" and not solution.again:
             tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
@@ -285,7 +285,13 @@ class Engine:
         return bar, solver.info, _carry(solver)
 
     def _linearize(
-        self, steps: CoarseSteps | None, layers: Layers, tape: Tape, bound: tuple[int, ...], like: Tensor
+        self,
+        steps: CoarseSteps | None,
+        layers: Layers,
+        tape: Tape,
+        bound: tuple[int, ...],
+        like: Tensor,
+        tangents: bool,
     ) -> None:
         """Linearise the coarse steps of a level at the states of the last forward sweep, fetched where needed."""
         spans = self.back.spans(bound)
@@ -300,7 +306,8 @@ class Engine:
                 self.comm.send(layers.state(a, tape), owner)
         for k, a, owner, _ in needed:
             if owner == rank and steps is not None:
-                steps.linearize(k, coming[k].wait() if k in coming else layers.state(a, tape))
+                x = coming[k].wait() if k in coming else layers.state(a, tape)
+                steps.linearize(k, x, tangents)
 
 
 def _carry(solver: Solver) -> list[Tensor]:

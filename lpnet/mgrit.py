@@ -112,6 +112,7 @@ class Solver:
         self.c: list[Tensor] = []
         self.end: Tensor | None = None
         self._arrived: list[list[Tensor | None]] = [[] for _ in levels]
+        self._last = False  # what is evaluated on the coarsest level now is not asked for again
 
     def solve(
         self, x0: Tensor, guess: list[Tensor] | None, total: Callable[[np.ndarray], np.ndarray]
@@ -128,10 +129,13 @@ class Solver:
             F_last(c_last), one cycle ahead of the C-points, on the rank that owns the last layer; else None.
         """
         self.x0 = x0
+        once = len(self.levels) == 2 and self.options.initial != "tau"  # one chain a cycle
+        self._last = once and not self.options.cycles
         self.c = self._start(guess)
         norms: list[np.ndarray] = []
         for cycle in range(self.options.cycles + 1):
             last = cycle == self.options.cycles
+            self._last = once and last
             if cycle:
                 self.c = self._cycle(0, self.c, self.options.cycle_shape == "F", last or self._early)
                 self.info.cycles = cycle
@@ -179,7 +183,7 @@ class Solver:
         if guess is not None and self.options.initial != "tau":
             if self.levels[0].coarse_lo == 0 and guess:
                 guess = [self.x0, *guess[1:]]
-            return guess
+            return list(guess)
         if guess is not None:
             self._continue(guess)
         else:
@@ -228,6 +232,7 @@ class Solver:
         grid = self.grids[depth - 1]
         grid.set_problem(c, self._arrived[depth - 1])
         if depth + 1 == len(self.levels):
+            c.clear()  # the memory of each state is free as soon as the chain has passed it
             self._chain(depth)
             return
         level = self.levels[depth]
@@ -246,6 +251,7 @@ class Solver:
         u = self.x0 if level.previous is None else grid.plus_rhs(level.lo, self.comm.recv(self.x0, level.previous))
         for i in range(level.lo, level.hi):
             v = grid.visit(i, u)
+            grid.leave(i, self._last)
             if v is None:
                 return
             if i + 1 < level.hi:

@@ -164,9 +164,9 @@ class TimedCoarseSteps(CoarseSteps):
         self.spend()
         return super().step(k, x)
 
-    def linearize(self, k: int, x: Tensor) -> None:
+    def linearize(self, k: int, x: Tensor, tangents: bool = True) -> None:
         self.spend()
-        super().linearize(k, x)
+        super().linearize(k, x, tangents)
 
     def pull(self, k: int, z: Tensor) -> Tensor:
         self.spend()
