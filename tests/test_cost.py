@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_ranks import UNEVEN, CountedComm, Observed, ThreadComm, World, observed, timed_parts
+from virtual_ranks import UNEVEN, CountedComm, Observed, observed, timed_parts
 
 from lpnet import MGRIT, InputError, Serial
 from lpnet.clock import Run, simulate, view_of
 from lpnet.cost import UNIT, Costs, Work, critical_path, serial_work, slab_unit
+from lpnet.crew import Crew, ThreadComm
 from lpnet.mgrit import Info
 from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
 
@@ -29,13 +30,12 @@ class Seen(NamedTuple):
 
 def observe(stepper: Stepper, layers: int, ranks: int, solvers: tuple[Any, Any], costs: Costs) -> Seen:
     """One training step of the real engine on so many ranks."""
-    world = World(ranks)
 
-    def rank(r: int) -> Observed:
-        return observed(CountedComm(ThreadComm(world, r), costs, stepper.memory), stepper, layers, solvers)
+    def rank(comm: ThreadComm) -> Observed:
+        return observed(CountedComm(comm, costs, stepper.memory), stepper, layers, solvers)
 
     with timed_parts():
-        found = world.run(rank)
+        found = Crew(ranks).run(rank)
     assert all(f.times == found[0].times for f in found)
     forward, adjoint, whole = found[0].times
     return Seen(Work(forward, adjoint, whole - adjoint), [f.ahead for f in found], [f.back for f in found])

@@ -17,7 +17,7 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 TIERS = (
     ("errors", "messages", "version"),
     ("activations", "blocks", "data", "fabrics", "options", "pool", "slab"),
-    ("fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
+    ("crew", "fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
     ("coarse_grid", "dense_blocks", "how", "programs"),
     ("dense_field",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),

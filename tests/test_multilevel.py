@@ -9,11 +9,11 @@ import torch
 from reference import F64, error, normal, slope, trunk
 from small_training import examples, network
 from torch import Tensor, nn
-from virtual_ranks import ThreadComm, World
 
 import lpnet
 from lpnet import MGRIT, InputError, Serial, regularizers
 from lpnet.controls import Controls
+from lpnet.crew import Crew
 from lpnet.hierarchy import bounds
 from lpnet.multilevel import Cascade, coarser, halved, prolongate, prolongate_net, prolongate_state
 from lpnet.multilevel.prolong import interpolated
@@ -80,15 +80,14 @@ def test_the_flow_changes_by_the_error_of_the_steps(kind: str) -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize(("coarse", "fine"), [(12, 24), (7, 15), (2, 9), (4, 4)])
 def test_any_ranks_hold_the_rows_of_one(ranks: int, coarse: int, fine: int) -> None:
-    stack, world = normal(coarse, 2, 3), World(ranks)
+    stack = normal(coarse, 2, 3)
 
-    def on(rank: int) -> Tensor:
-        comm = ThreadComm(world, rank)
+    def on(comm: Comm) -> Tensor:
         old, new = Slab(coarse, comm, 3), Slab(fine, comm, 4)
         return interpolated(stack[old.lo : old.hi], old, new)
 
     alone = interpolated(stack, Slab(coarse, Comm()), Slab(fine, Comm()))
-    assert torch.equal(torch.cat(world.run(on)), alone)
+    assert torch.equal(torch.cat(Crew(ranks).run(on)), alone)
 
 
 class Own(nn.Module):

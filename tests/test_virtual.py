@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from virtual_ranks import ThreadComm, World
 
+from lpnet.crew import Crew
 from lpnet.errors import InputError
 from lpnet.fabrics import Fabric
 from lpnet.slab import Comm
@@ -30,8 +30,12 @@ class Hand:
 
 def on(ranks: int, what: Callable[[VirtualComm, Hand], Any]) -> list[Any]:
     """What each rank returns."""
-    world, hands = World(ranks), [Hand() for _ in range(ranks)]
-    return world.run(lambda r: what(VirtualComm(ThreadComm(world, r), FABRIC, hands[r]), hands[r]))
+
+    def rank(comm: Comm) -> Any:
+        hand = Hand()
+        return what(VirtualComm(comm, FABRIC, hand), hand)
+
+    return Crew(ranks).run(rank)
 
 
 def test_a_message_makes_the_receiver_wait() -> None:

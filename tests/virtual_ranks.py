@@ -1,12 +1,8 @@
 """Ranks, mostly threads of one process, whose clocks count evaluations and messages of the real engine."""
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
-from queue import Queue
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -30,67 +26,6 @@ WIDTH, BATCH = 3, 8
 _SOLVE = {"fine": 1.0, "pull": 1.75, "gradient": 0.625, "batched": 0.375, "fixed": 0.25, "overhead": 0.1875}
 UNEVEN = Costs(**_SOLVE, latency=0.3125, message=0.4375, call=0.5, level=0.625, point=0.0625)
 MODULES = {("f",): Dense, ("kick", "drift"): Hamiltonian, ("kick",): SecondOrder}
-
-
-class World:
-    """What the ranks share."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.meeting = threading.Barrier(size, timeout=60)
-        # All of them now: a defaultdict that two threads ask at once may make two.
-        self.mail: dict[tuple[int, int], Queue[Tensor]] = {pair: Queue() for pair in product(range(size), repeat=2)}
-        self.table: list[Any] = [None] * size
-
-    def run(self, what: Callable[[int], Any]) -> list[Any]:
-        """The results of all ranks, each on a thread of its own."""
-
-        def guarded(rank: int) -> Any:
-            try:
-                return what(rank)
-            except BaseException:
-                self.meeting.abort()
-                raise
-
-        with ThreadPoolExecutor(self.size) as pool:
-            return [future.result() for future in [pool.submit(guarded, rank) for rank in range(self.size)]]
-
-
-class ThreadComm(Comm):
-    """One of these ranks."""
-
-    def __init__(self, world: World, rank: int) -> None:
-        self.world, self.rank, self.size = world, rank, world.size
-
-    def send(self, x: Tensor, to: int) -> None:
-        self.world.mail[self.rank, to].put(x.clone())
-
-    def recv(self, like: Tensor, source: int) -> Tensor:
-        x = self.world.mail[source, self.rank].get(timeout=60)
-        assert x.shape == like.shape
-        return x
-
-    def together(self, value: Any) -> list[Any]:
-        """The values of all ranks."""
-        self.world.table[self.rank] = value
-        self.world.meeting.wait()
-        values = list(self.world.table)
-        self.world.meeting.wait()
-        return values
-
-    def barrier(self, idle: bool = False) -> None:
-        self.together(None)
-
-    def bcast_(self, x: Tensor, root: int) -> Tensor:
-        return x.copy_(self.together(x.clone())[root])
-
-    def agree(self, value: int) -> int:
-        return max(self.together(value))
-
-    def allgather(self, row: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        rows = self.together(row.copy())
-        assert [len(r) for r in rows] == list(counts)
-        return np.concatenate(rows)
 
 
 class Counted(Fabric):
