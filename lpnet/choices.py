@@ -103,7 +103,8 @@ class Solver:
             (the last solution), constant. Default coarse.
         cycle_shape: mgrit: V or F. Default V.
         tol: mgrit: stop at this relative residual. Default: always do all cycles.
-        micro_batches: serial: number of parts of the batch in the pipeline. Default 1.
+        micro_batches: parts of the batch in which the exact chain, or that of the coarsest level, goes through the
+            ranks as a pipeline. Default 1.
     """
 
     kind: Literal["mgrit", "serial"] = "mgrit"

@@ -30,7 +30,7 @@ from lpnet.errors import InputError
 from lpnet.fabrics import rounds
 from lpnet.hierarchy import Level
 from lpnet.mgrit import FinePropagator, Info, Solver
-from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.options import MGRIT, SolverOptions
 from lpnet.slab import Comm, Posted, Slab
 from lpnet.steppers import Picard, Program, Stepper, evaluations, stages_of
 
@@ -154,6 +154,12 @@ class Run(NamedTuple):
         count = {lengths: self._evaluations(program) / stages for lengths, program in programs.items()}
         return [count[lengths] * layer + self.costs.overhead for lengths in cut]
 
+    def parts(self, view: "View") -> int:
+        """In how many parts of the batch the chain of the coarsest level goes, as `Engine` has it."""
+        direction = view.direction
+        busy = set(direction.owners(direction.spans(view.bounds[-1])))
+        return self.options.micro_batches if len(busy) > 1 else 1
+
     def _evaluations(self, program: Program) -> float:
         if isinstance(program, Picard):
             return program.passes * (1 + (len(program.lengths) - 1) * self.costs.batched)
@@ -192,7 +198,7 @@ def end_of(run: Run) -> Time:
     shape = MGRIT(options.coarsening, options.levels) if isinstance(options, MGRIT) else MGRIT(levels=1)
     view = view_of(run.layers, run.ranks, run.unit, run.adjoint, shape)
     if not view.levels:
-        end = _chain(run, view.direction, options.micro_batches if isinstance(options, Serial) else 1)
+        end = _chain(run, view.direction, options.micro_batches)
     else:
         end, _ = simulate(run, view)
         lifted = end.after(*run.lift) if run.adjoint else end
@@ -230,7 +236,7 @@ class _Rank(FinePropagator):
     """A rank with a clock, in the place of the propagators and of the communicator."""
 
     def __init__(self, rank: int, time: Time, run: Run, sent: _Sent) -> None:
-        self.rank, self.time, self.sent, self.hop = rank, time, sent, run.hop
+        self.rank, self.time, self.sent, self.costs, self.Q = rank, time, sent, run.costs, run.options.micro_batches
         self.layer = self.last_layer = run.layer
         self.gradient, self.point = run.gradient, run.costs.point
 
@@ -250,7 +256,8 @@ class _Rank(FinePropagator):
         self.sent[self.rank, to].append(self.time)
 
     def recv(self, like: Tensor, source: int) -> Tensor:
-        self.time = self.time.latest(self.sent[source, self.rank].popleft().after(self.hop))
+        hop = self.costs.latency + self.costs.message * len(like) / self.Q
+        self.time = self.time.latest(self.sent[source, self.rank].popleft().after(hop))
         return like.detach()
 
     def post(self, like: Tensor, source: int) -> Posted:
@@ -267,6 +274,22 @@ class _Timed(Solver):
         return super()._residual()
 
 
+class _Parts(NamedTuple):
+    """The coarse steps of a rank for parts of the batch: of a state, which has a number for each of them."""
+
+    one: _Rank
+    prices: Sequence[float]
+
+    def split(self, u: Tensor) -> list[Tensor]:
+        return list(u.split(1))
+
+    def join(self, us: list[Tensor]) -> Tensor:
+        return torch.cat(us)
+
+    def step(self, q: int, k: int, u: Tensor) -> Tensor:
+        return self.one.step(self.prices, k, u)
+
+
 def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
     """`Engine._mgrit` or `Engine._mgrit_back`: when the last sum over all ranks is done, and every rank's info.
 
@@ -277,8 +300,10 @@ def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
     assert isinstance(options, MGRIT)
     begin = _begin(run, view)
     prices = [run.coarse(view.direction.spans(bound), run.layer) for bound in view.bounds[1:]]
+    Q = run.parts(view)
+    parts = run.coarse(view.direction.spans(view.bounds[-1]), run.layer * run.costs.share(Q))
     if run.adjoint:
-        prices = [level[::-1] for level in prices]
+        prices, parts = [level[::-1] for level in prices], parts[::-1]
     sums: list[Time] = []
     infos: list[Info] = []
     for _ in range(1 if options.tol is None else options.cycles + 1):
@@ -288,7 +313,7 @@ def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
         for rank, levels in zip(view.direction.order, view.levels, strict=True):
             one = _Rank(rank, begin[rank], run, sent)
             steps: list[CoarseStep] = [partial(one.step, level) for level in prices]
-            solver = _Timed(options, levels, one, steps, one)
+            solver = _Timed(options, levels, one, steps, one, _Parts(one, parts) if Q > 1 else None)
             _solve(solver, one, sums, arrivals)
             infos.append(solver.info)
         sums.append(reduce(Time.latest, arrivals).after(run.costs.latency * run.rounds))
@@ -308,7 +333,7 @@ def _solve(solver: Solver, one: _Rank, sums: Sequence[Time], arrivals: list[Time
         calls += 1
         return np.array([[math.inf, 1.0]] * rows.shape[1])  # never small enough to stop
 
-    x0 = torch.zeros(1)
+    x0 = torch.zeros(one.Q)
     guess = None
     if solver.options.initial != "coarse":
         coarse = solver.levels[1:] if solver.options.initial == "tau" else solver.levels[1:2]
@@ -327,7 +352,9 @@ def _begin(run: Run, view: View) -> list[Time]:
     for bound in view.bounds[1:]:
         spans = direction.spans(bound)
         sent = list(time)  # states are sent before any is waited for
-        steps = list(zip(spans, direction.owners(spans), run.coarse(spans, run.costs.fine), strict=True))
+        Q = run.parts(view) if bound == view.bounds[-1] else 1
+        once = run.coarse(spans, run.costs.fine * run.costs.share(Q))
+        steps = list(zip(spans, direction.owners(spans), [Q * cost for cost in once], strict=True))
         for (a, _), owner, cost in steps[1:]:
             source = direction.slab.owner(a)
             if source != owner:

@@ -28,7 +28,7 @@ class CoarseSteps:
     def __init__(
         self, memory: int, fields: Mapping[str, Field], made: Sequence[Program], rows: Sequence[int], first: int
     ) -> None:
-        self.memory, self.fields, self.programs, self.first = memory, fields, made, first
+        self.memory, self.fields, self.programs, self.rows, self.first = memory, fields, made, rows, first
         self.offsets = [0, *accumulate(rows)]
         distinct = {id(p): p for p in made}.values()
         self.slots = max([memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))])
@@ -37,6 +37,18 @@ class CoarseSteps:
         self._kept: dict[int, tuple[Tensor | None, Any]] = {}
         self._tapes: dict[tuple[int, bool], list[Kept]] = {}
         self._shape: torch.Size | None = None
+        self._parts: list[CoarseSteps] = []
+
+    def parts(self, count: int) -> "list[CoarseSteps]":
+        """The same steps once for each part of the batch, with memory of their own."""
+        while len(self._parts) < count:
+            self._parts.append(type(self)(self.memory, self.fields, self.programs, self.rows, self.first))
+        return self._parts[:count]
+
+    @property
+    def is_random(self) -> bool:
+        """Numbers are drawn for a state as a whole."""
+        return any(field.is_random for field in self.fields.values())
 
     def step(self, k: int, x: Tensor) -> Tensor:
         """G_k(x)."""

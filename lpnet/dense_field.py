@@ -60,6 +60,7 @@ class DenseField:
 
     needs_source = False
     stream = 0
+    is_random = False
 
     def __init__(
         self, weights: DenseWeights, activation: str, pool: Pool | None = None, batch: int | None = None

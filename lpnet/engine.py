@@ -21,7 +21,8 @@ from lpnet.direction import Direction
 from lpnet.fields import Field
 from lpnet.how import STORED, How
 from lpnet.mgrit import FinePropagator, Info, Solver
-from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.options import MGRIT, SolverOptions
+from lpnet.parted import Parted
 from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
@@ -124,8 +125,7 @@ class Engine:
         """
         levels = self.ahead.levels(options) if isinstance(options, MGRIT) else []
         if len(levels) < 2:
-            micro_batches = options.micro_batches if isinstance(options, Serial) else 1
-            end, solution = self._chain(prepared, x, micro_batches, keep)
+            end, solution = self._chain(prepared, x, options.micro_batches, keep)
             carry: list[Tensor] = []
         else:
             assert isinstance(options, MGRIT)
@@ -163,7 +163,8 @@ class Engine:
         tape = layers.tape(x if keep else None)
         coarse = [self.coarse(prepared, ahead, bound, options) for bound in bounds[1:]]
         steps = [c.step if c else _nothing for c in coarse]
-        solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm)
+        parts = self._parted(layers, ahead, bounds[-1], coarse[-1], options)
+        solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm, parts)
         end = solver.solve(x0, guess, self.total(ahead, bounds))
         return end, Solution([tape], x, solver.info), _carry(solver)
 
@@ -181,6 +182,20 @@ class Engine:
             own = [spans[k] for k in mine]
             prepared.coarse[key] = self._steps(prepared.fields, theta, own, options, mine[0]) if mine else None
         return prepared.coarse[key]
+
+    def _parted(
+        self, layers: Layers, direction: Direction, bound: tuple[int, ...], steps: CoarseSteps | None, options: MGRIT
+    ) -> Parted | None:
+        """The coarse steps of a level for parts of the batch; None where its chain does not go through other ranks.
+
+        Random layers draw numbers for a state as a whole.
+        """
+        busy = set(direction.owners(direction.spans(bound)))
+        if steps is None or steps.is_random or len(busy) == 1 or options.micro_batches == 1:
+            return None
+        last = len(bound) - 2
+        pull = partial(_pull_of, last) if direction.adjoint else CoarseSteps.step
+        return Parted(layers, steps.parts(options.micro_batches), pull)
 
     def _steps(
         self, fields: MakeFields, theta: Weights, spans: list[Span], options: MGRIT, first: int
@@ -234,8 +249,7 @@ class Engine:
         levels = self.back.levels(options) if isinstance(options, MGRIT) else []
         carry: list[Tensor] = []
         if len(levels) < 2:
-            micro_batches = options.micro_batches if isinstance(options, Serial) else 1
-            bar, info = self._chain_back(prepared, solution, z, micro_batches, gradients)
+            bar, info = self._chain_back(prepared, solution, z, options.micro_batches, gradients)
         else:
             assert isinstance(options, MGRIT)
             bar, info, carry = self._mgrit_back(prepared, solution, z, options, gradients, guess, levels)
@@ -268,17 +282,19 @@ class Engine:
         if options.initial == "constant":
             guess = [z] * (levels[0].coarse_hi - levels[0].coarse_lo)
         coarse = [self.coarse(prepared, back, bound, options) for bound in bounds[1:]]
-        for steps, bound in zip(coarse, bounds[1:] if not solution.linear else (), strict=False):
+        parts = self._parted(layers, back, bounds[-1], coarse[-1], options)
+        linear = [*coarse[:-1], parts or coarse[-1]]
+        for steps, bound in zip(linear, bounds[1:] if not solution.linear else (), strict=False):
             self._linearize(steps, layers, tape, bound, z, solution.again)
         solution.linear = solution.again
         if self.how.store == "all" and not solution.again:
             tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
-        pulls = [_reversed_pull(c, len(b) - 2) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
+        pulls = [partial(_pull_of, len(b) - 2, c) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
         fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
-        solver = Solver(options, levels, fine, pulls, self.comm)
+        solver = Solver(options, levels, fine, pulls, self.comm, parts)
         end = solver.solve(z, guess, self.total(back, bounds))
         solver.info.round_trip = round_trip([tape])
-        for steps in coarse:
+        for steps in linear:
             if steps is not None and not solution.again:
                 steps.forget()
         bar = layers.pull_lift(solution.x, end, gradients) if end is not None else None
@@ -286,7 +302,7 @@ class Engine:
 
     def _linearize(
         self,
-        steps: CoarseSteps | None,
+        steps: CoarseSteps | Parted | None,
         layers: Layers,
         tape: Tape,
         bound: tuple[int, ...],
@@ -319,5 +335,5 @@ def _nothing(k: int, u: Tensor) -> Tensor:
     raise AssertionError(f"coarse step {k} on a rank that has none")
 
 
-def _reversed_pull(steps: CoarseSteps, last: int) -> Callable[[int, Tensor], Tensor]:
-    return lambda k, z: steps.pull(last - k, z)
+def _pull_of(last: int, steps: CoarseSteps, k: int, z: Tensor) -> Tensor:
+    return steps.pull(last - k, z)

@@ -44,6 +44,8 @@ class Field(Protocol):
 
     needs_source: bool
     """The plain pull (without weight gradients) looks at the source."""
+    is_random: bool
+    """Evaluations draw random numbers."""
     stream: int
     """Part of the batch that is being propagated; random layers draw other numbers for each."""
 

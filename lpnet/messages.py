@@ -23,6 +23,13 @@ class Receiver(Protocol):
     def recv(self, like: Tensor, source: int) -> Tensor: ...
 
 
+class Channel(Receiver, Protocol):
+    """What solvers need of a communicator."""
+
+    def send(self, x: Tensor, to: int) -> None: ...
+    def post(self, like: Tensor, source: int) -> "Posted": ...
+
+
 class Posted:
     """A receive that was posted; this one begins when it is waited for."""
 

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet.coarse_grid import CoarseGrid, CoarseStep
+from lpnet.coarse_grid import CoarseGrid, CoarseStep, Parts
 from lpnet.hierarchy import Level, Segment
-from lpnet.messages import Posted
+from lpnet.messages import Channel, Posted
 from lpnet.options import MGRIT
 
 
@@ -79,14 +79,6 @@ class FinePropagator(Protocol):
         return (self.run(i0, i1, u) for (i0, i1), u in zip(parts, us, strict=True))
 
 
-class Channel(Protocol):
-    """What the solver needs of a communicator."""
-
-    def send(self, x: Tensor, to: int) -> None: ...
-    def recv(self, like: Tensor, source: int) -> Tensor: ...
-    def post(self, like: Tensor, source: int) -> Posted: ...
-
-
 class Solver:
     """One solve of one direction on at least two levels.
 
@@ -96,6 +88,7 @@ class Solver:
         fine: exact propagation on level 0.
         coarse: a coarse step for each of the levels 1, 2, ….
         comm: for the messages.
+        parts: the coarse steps of the coarsest level, for parts of the batch; None: it is solved for the whole batch.
     """
 
     def __init__(
@@ -105,9 +98,11 @@ class Solver:
         fine: FinePropagator,
         coarse: Sequence[CoarseStep],
         comm: Channel,
+        parts: Parts | None = None,
     ) -> None:
         self.options, self.levels, self.fine, self.comm = options, levels, fine, comm
-        self.grids = [CoarseGrid(level, step) for level, step in zip(levels[1:], coarse, strict=True)]
+        self.grids = [CoarseGrid(level, step) for level, step in zip(levels[1:-1], coarse, strict=False)]
+        self.grids.append(CoarseGrid(levels[-1], coarse[-1], parts))
         self.info = Info("mgrit", levels=len(levels))
         self.c: list[Tensor] = []
         self.end: Tensor | None = None
@@ -196,7 +191,7 @@ class Solver:
             grid.clear()
             n = grid.level.hi - grid.level.lo
             grid.rhs, tau = list(tau[:n]), tau[n:]
-        self._chain(len(self.grids))
+        self.grids[-1].substitute(self.x0, self.comm, self._last)
         for depth in range(len(self.grids) - 1, 0, -1):
             self._sweep(depth, self.grids[depth].u)
 
@@ -205,7 +200,7 @@ class Solver:
         grid = self.grids[depth - 1]
         grid.clear()
         if depth + 1 == len(self.levels):
-            self._chain(depth)
+            grid.substitute(self.x0, self.comm, self._last)
             return
         self._coarse_start(depth + 1)
         c = self.grids[depth].u
@@ -233,7 +228,7 @@ class Solver:
         grid.set_problem(c, self._arrived[depth - 1])
         if depth + 1 == len(self.levels):
             c.clear()  # the memory of each state is free as soon as the chain has passed it
-            self._chain(depth)
+            grid.substitute(self.x0, self.comm, self._last)
             return
         level = self.levels[depth]
         own = [s.i0 for s in level.segments[level.continues :]]
@@ -242,22 +237,6 @@ class Solver:
         c = self._cycle(depth, c, f_shape, False)
         if f_shape:
             self._cycle(depth, c, False, False)
-
-    def _chain(self, depth: int) -> None:
-        """Forward substitution on the coarsest level, rank after rank."""
-        level, grid = self.levels[depth], self.grids[depth - 1]
-        if level.lo == level.hi:
-            return
-        u = self.x0 if level.previous is None else grid.plus_rhs(level.lo, self.comm.recv(self.x0, level.previous))
-        for i in range(level.lo, level.hi):
-            v = grid.visit(i, u)
-            grid.leave(i, self._last)
-            if v is None:
-                return
-            if i + 1 < level.hi:
-                u = grid.plus_rhs(i + 1, v)
-        if level.next is not None and v is not None:
-            self.comm.send(v, level.next)
 
     def _sweep(self, depth: int, c: Sequence[Tensor]) -> None:
         """F-relaxation on a level from the C-points c; right-most interval first, so that its end is sent early."""

@@ -28,7 +28,7 @@ from lpnet.hierarchy import bounds
 from lpnet.how import Adjoint, Store, how_of
 from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
-from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.options import MGRIT, SolverOptions
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
@@ -195,7 +195,7 @@ class LayerParallel(nn.Module):
         self._stack.module.train(self.training)
         if not self._stack.is_random(y):
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, batch=len(y)))
-        if _micro_batches(self.forward_solver) != _micro_batches(self.adjoint_solver):
+        if self.forward_solver.micro_batches != self.adjoint_solver.micro_batches:
             raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
         self._calls += self._again is None  # a check repeats the step with the same masks
         key = (self.seed, self._calls)
@@ -286,10 +286,6 @@ def _find(owner: nn.Module, name: str) -> Any:
     for part in filter(None, path.split(".")):
         owner = owner._modules[part]  # type: ignore[assignment]
     return getattr(owner, leaf)
-
-
-def _micro_batches(options: SolverOptions) -> int:
-    return options.micro_batches if isinstance(options, Serial) else 1
 
 
 def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:

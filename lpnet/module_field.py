@@ -39,6 +39,7 @@ class ModuleField:
         self, theta: dict[str, Tensor], evaluate: Evaluate, term: str, seeds: list[int] | None = None
     ) -> None:
         self.theta, self.term, self.seeds = theta, term, seeds
+        self.is_random = seeds is not None
         self._call = evaluate
         self._grads: list[Tensor] = []
         self._touched: set[int] = set()

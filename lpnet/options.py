@@ -55,6 +55,8 @@ class MGRIT:
             of the last solution: a cycle at the cost of a coarse start), "warm" (the last solution), "constant".
         cycle_shape: "V" or "F".
         tol: stop as soon as the relative residual is at or below this value; None: always do all cycles.
+        micro_batches: parts of the batch in which the chain of coarse steps on the coarsest level goes through the
+            ranks, one behind the other (with too few points for two levels: the exact chain).
     """
 
     coarsening: int | tuple[int, ...] = 16
@@ -68,6 +70,7 @@ class MGRIT:
     initial: Literal["coarse", "tau", "warm", "constant"] = "coarse"
     cycle_shape: Literal["V", "F"] = "V"
     tol: float | None = None
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.coarsening, Iterable):  # a list, as configurations bring it
@@ -98,6 +101,7 @@ class MGRIT:
                 raise InputError(f'samples: {self.samples} given with coarse="rediscretized", 1 allowed')
             if self.passes is not None:
                 raise InputError(f'passes: {self.passes} given with coarse="rediscretized", none allowed')
+        _whole("micro_batches", self.micro_batches, 1)
         if self.tol is not None and not (isinstance(self.tol, float | int) and 0 < self.tol < math.inf):
             raise InputError(f"tol: {self.tol!r} given, a positive number or none allowed")
 

@@ -64,7 +64,7 @@ class VirtualComm(Comm):
 
     def _count(self) -> None:
         clock = self.clock()
-        self._time, self._mark = self._time + clock - self._mark, clock
+        self._time, self._mark = self._time + (clock - self._mark), clock
 
     @contextmanager
     def _outside(self) -> Iterator[None]:

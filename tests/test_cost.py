@@ -58,6 +58,7 @@ def solver(draw: Any, stepper: Stepper) -> Any:
         passes=draw(st.sampled_from([None, 1, 2, 3])) if matched and stepper == EULER else None,
         initial=initial,
         cycle_shape=draw(st.sampled_from(["V", "F"])),
+        micro_batches=draw(st.sampled_from([1, 1, 2, 4])),
     )
 
 

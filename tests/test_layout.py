@@ -22,7 +22,7 @@ TIERS = (
     ("dense_field",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps", "together"),
-    ("stability", "tangent"),
+    ("parted", "stability", "tangent"),
     ("direction", "mgrit", "recall", "stack"),
     ("chain",),
     ("engine",),

@@ -80,11 +80,11 @@ class TimedField:
         """Nothing: the model knows layers one by one."""
 
     def batch(self, parts: range, y: Tensor) -> Any:
-        self.spend(self.comm.costs.fine * (1 + (len(parts) - 1) * self.comm.costs.batched), BATCH)
+        self.spend(self.comm.costs.fine * (1 + (len(parts) - 1) * self.comm.costs.batched), y.shape[-1])
         return self.field.batch(parts, y)
 
     def batch_pull(self, parts: range, bar: Tensor, kept: Any) -> Tensor:
-        self.spend(self.comm.costs.pull * (1 + (len(parts) - 1) * self.comm.costs.batched), BATCH)
+        self.spend(self.comm.costs.pull * (1 + (len(parts) - 1) * self.comm.costs.batched), bar.shape[-1])
         return self.field.batch_pull(parts, bar, kept)
 
 

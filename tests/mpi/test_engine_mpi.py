@@ -64,6 +64,7 @@ def solvers(draw: Any, kind: str) -> Any:
         initial=initial,
         cycle_shape=draw(st.sampled_from(["V", "F"])),
         tol=draw(st.sampled_from([None, None, 1e-3])),
+        micro_batches=1 if kind == "dropout" else draw(st.integers(1, 3)),
     )
 
 

@@ -1,0 +1,45 @@
+"""Coarse steps for parts of the batch, which go through the ranks one behind the other."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lpnet.coarse_steps import CoarseSteps
+from lpnet.propagator import Layers
+
+
+class Parted(NamedTuple):
+    """The coarse steps of a level, once for each part of the batch.
+
+    Attributes:
+        layers: know how states are split.
+        steps: for each part.
+        act: (steps of a part, k, u) -> value of the coarse step k in the direction of the solve.
+    """
+
+    layers: Layers
+    steps: list[CoarseSteps]
+    act: Callable[[CoarseSteps, int, Tensor], Tensor]
+
+    def split(self, u: Tensor) -> list[Tensor]:
+        """Parts of a state; fewer than asked for where the batch is small."""
+        return self.layers.split(u, len(self.steps))
+
+    def join(self, us: list[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return self.layers.join(us)
+
+    def step(self, q: int, k: int, u: Tensor) -> Tensor:
+        """The coarse step k for part q."""
+        return self.act(self.steps[q], k, u)
+
+    def linearize(self, k: int, x: Tensor, tangents: bool = True) -> None:
+        """As `CoarseSteps.linearize`, at the state x of the whole batch."""
+        for steps, part in zip(self.steps, self.split(x), strict=False):
+            steps.linearize(k, part, tangents)
+
+    def forget(self) -> None:
+        """Drop what `linearize` remembered."""
+        for steps in self.steps:
+            steps.forget()
