@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from lpnet import hierarchy
-from lpnet.clock import Costs, Run, end_of
+from lpnet.clock import Run, end_of
+from lpnet.costs import Costs
 from lpnet.errors import InputError
 from lpnet.fabrics import Fabric, fabric_of
 from lpnet.options import MGRIT, SolverOptions
