@@ -1,8 +1,8 @@
 """lpnet's contestants at one point: the exact engines, and MGRIT with the options that are best at an allowed error.
 
-The options of MGRIT are found in two steps. Errors hardly depend on the batch, so for each width and depth they are
-measured once and remembered: cycles × number of coarse intervals. Of those that are good enough the two with the least
-work are timed, and the faster one takes part.
+The options of MGRIT are found in two steps. Errors hardly depend on the batch, and on the depth only by the number of
+coarse intervals. So for each width they are measured on small problems and remembered: cycles × intervals. Of those
+that are good enough, on the point itself too, the two with the least work are timed, and the faster one takes part.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,9 @@ CYCLES = ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 3))
 """Of the forward and the adjoint solve."""
 INTERVALS = (4, 8, 16, 32, 64)
 ROOM = 0.7
-"""Share of the allowed error that the first batch may have, so that others keep to it too."""
+"""Share of the allowed error that the small problem may have, so that others keep to it too."""
+SMALL = (256, 32)
+"""Layers and batch of a small problem, at most."""
 FINALISTS = 2
 SLOWER = 1.1
 """A number of micro-batches that takes so much more time than the best one ends the search."""
@@ -29,7 +31,7 @@ TRIAL_S, TRIALS = 0.2, 5
 """Where one of several is chosen: no more runs after so many seconds, or so many runs."""
 
 Choice = tuple[int, tuple[int, int]]
-"""Coarsening factor and cycles."""
+"""Coarse intervals and cycles."""
 
 
 @dataclass
@@ -144,32 +146,44 @@ def serial(problem: Problem, batches: Batches, threads: int) -> Iterator[Entry]:
 
 
 class Finder:
-    """Options of MGRIT for allowed errors; remembers the errors of each width and depth."""
+    """Options of MGRIT for allowed errors; remembers the errors of small problems.
 
-    def __init__(self, tols: tuple[float, ...]) -> None:
-        self.tols = tols
+    Args:
+        tols: the allowed errors.
+        small: layers, width, batch -> a problem to measure errors on.
+    """
+
+    def __init__(self, tols: tuple[float, ...], small: Callable[[int, int, int], Problem]) -> None:
+        self.tols, self.small = tols, small
         self._errors: dict[tuple[int, int], dict[Choice, float]] = {}
 
     def entries(self, problem: Problem) -> Iterator[Entry]:
         """The fastest for each allowed error, where there is one; collective."""
-        key = problem.width, problem.layers
+        key = problem.width, min(problem.layers, SMALL[0])
         if key not in self._errors:
-            self._errors[key] = _errors(problem, ROOM * min(self.tols))
+            small = self.small(key[1], problem.width, min(len(problem.y), SMALL[1]))
+            self._errors[key] = _errors(small, ROOM * min(self.tols))
         for tol in self.tols:
-            last = finalists(self._errors[key], ROOM * tol, problem.layers, problem.comm.size)
-            found = [self._entry(problem, choice, tol) for choice in last]
+            found = []
+            for choice in ordered(self._errors[key], ROOM * tol, problem.layers, problem.comm.size):
+                if len(found) == FINALISTS:
+                    break
+                entry = self._entry(problem, choice, tol)
+                if problem.error(entry) <= tol:
+                    found.append(entry)
             if found:
                 yield found[0] if len(found) == 1 else fastest(found, problem.comm, patient=True)
 
     def _entry(self, problem: Problem, choice: Choice, tol: float) -> Entry:
-        m, (forward, adjoint) = choice
-        trunk = problem.trunk(*solvers(choice), None)
-        return problem.entry(trunk, f"lpnet MGRIT, error ≤ {tol:g}", "MGRIT", f"m {m}, {forward} + {adjoint}")
+        solver = solvers(choice, problem.layers)
+        name, detail = f"lpnet MGRIT, error ≤ {tol:g}", f"m {solver[0].coarsening}, {choice[1][0]} + {choice[1][1]}"
+        return problem.entry(problem.trunk(*solver, None), name, "MGRIT", detail)
 
 
-def solvers(choice: Choice) -> tuple[lpnet.MGRIT, lpnet.MGRIT]:
+def solvers(choice: Choice, layers: int) -> tuple[lpnet.MGRIT, lpnet.MGRIT]:
     """Forward and adjoint."""
-    m, (forward, adjoint) = choice
+    intervals, (forward, adjoint) = choice
+    m = layers // intervals
     return lpnet.MGRIT(m, cycles=forward), lpnet.MGRIT(m, cycles=adjoint)
 
 
@@ -178,24 +192,23 @@ def _errors(problem: Problem, least: float) -> dict[Choice, float]:
     trunk, found = problem.trunk(lpnet.Serial(), lpnet.Serial(), None), {}
     for cycles in CYCLES:
         for intervals in INTERVALS:
-            m = problem.layers // intervals
-            if m < 2:
+            if problem.layers < 2 * intervals:
                 break
-            trunk.steer(*solvers((m, cycles)), None)
-            found[m, cycles] = problem.error(problem.entry(trunk, "", "MGRIT"))
-            if found[m, cycles] <= least:
+            trunk.steer(*solvers((intervals, cycles), problem.layers), None)
+            found[intervals, cycles] = problem.error(problem.entry(trunk, "", "MGRIT"))
+            if found[intervals, cycles] <= least:
                 break
     return found
 
 
-def finalists(errors: dict[Choice, float], allowed: float, layers: int, ranks: int) -> list[Choice]:
-    """The choices with the least work whose error is allowed, of each pair of cycles one."""
+def ordered(errors: dict[Choice, float], allowed: float, layers: int, ranks: int) -> list[Choice]:
+    """The choices whose error is allowed, of each pair of cycles that with the least work, in the order of work."""
     def work(choice: Choice) -> float:
-        m, (forward, adjoint) = choice
-        return (forward + 1 + 2 * (adjoint + 1)) * (layers / ranks + 2 * layers / m)
+        intervals, (forward, adjoint) = choice
+        return (forward + 1 + 2 * (adjoint + 1)) * (layers / ranks + 2 * intervals)
 
     best: dict[tuple[int, int], Choice] = {}
     for choice in sorted(errors, key=work):
         if errors[choice] <= allowed:
             best.setdefault(choice[1], choice)
-    return list(best.values())[:FINALISTS]
+    return list(best.values())

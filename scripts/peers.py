@@ -80,7 +80,7 @@ class Contest:
 
     def __init__(self, args: argparse.Namespace, comm: slab.Comm) -> None:
         self.args, self.comm = args, comm
-        self.finder, self.batches = Finder(TOLS), Batches()
+        self.finder, self.batches = Finder(TOLS, lambda *size: self.problem(*size)[0]), Batches()
         self.until = time.monotonic() + 60 * args.minutes
 
     def points(self) -> Iterator[Point]:
@@ -111,7 +111,7 @@ class Contest:
 
     def measured(self, point: Point) -> list[Row]:
         """Rows of all contestants."""
-        problem, net = self.problem(point)
+        problem, net = self.problem(point.layers, point.width, point.batch)
         entries = list(self.entries(problem, net))
         errors = [problem.error(entry) for entry in entries]
         seconds: list[list[float]] = [[] for _ in entries]
@@ -129,16 +129,16 @@ class Contest:
         more = rounds < ROUNDS[0] or (rounds < ROUNDS[1] and spent + spent / rounds < self.args.seconds)
         return bool(ours.of_rank_0(self.comm, more))
 
-    def problem(self, point: Point) -> tuple[Problem, torch.nn.Sequential]:
-        """The problem, and this rank's network by PyTorch: on rank 0 of all layers, else of its own."""
+    def problem(self, layers: int, width: int, batch: int) -> tuple[Problem, torch.nn.Sequential]:
+        """A problem, and this rank's network by PyTorch: on rank 0 of all layers, else of its own."""
         args, comm = self.args, self.comm
         generator = torch.Generator().manual_seed(args.seed)
-        theta = {name: t.float() for name, t in smooth_weights(point.layers, point.width, generator).items()}
-        y, bar = (torch.randn(point.batch, point.width, generator=generator) for _ in range(2))
-        problem = Problem(comm, point.layers, point.width, args.T, theta, y, bar)
-        starts = slab.partition(point.layers, comm.size)
-        mine = range(point.layers) if comm.rank == 0 else range(starts[comm.rank], starts[comm.rank + 1])
-        net = rivals.network(theta, args.T / point.layers, mine, y.dtype)
+        theta = {name: t.float() for name, t in smooth_weights(layers, width, generator).items()}
+        y, bar = (torch.randn(batch, width, generator=generator) for _ in range(2))
+        problem = Problem(comm, layers, width, args.T, theta, y, bar)
+        starts = slab.partition(layers, comm.size)
+        mine = range(layers) if comm.rank == 0 else range(starts[comm.rank], starts[comm.rank + 1])
+        net = rivals.network(theta, args.T / layers, mine, y.dtype)
         if comm.rank == 0:
             problem.true = rivals.exact(net, y, bar)
         comm.barrier(idle=comm.rank != 0)
@@ -214,6 +214,7 @@ def head(args: argparse.Namespace, ranks: int) -> str:
     names += [f"MGRIT {bound}" for bound in bounds]
     about = f"T {args.T:g}, float32, {ranks} ranks, {args.cores} cores. Times over autograd's on one thread; in "
     about += "brackets micro-batches, or m and cycles of MGRIT. Last: fastest peer over lpnet's fastest."
+    about += f" torch.compile left out: {args.compile}." if args.skip_compile else ""
     ends = "".join(f"{end:>9s}" for end in ("exact", *bounds))
     return f"{about}\n{'layers width batch':>18s}{'ms':>9s}{aligned(names)}{ends}"
 
@@ -259,7 +260,7 @@ def contest(args: argparse.Namespace, comm: slab.Comm, about: dict[str, str]) ->
 def write(args: argparse.Namespace, ranks: int, about: dict[str, str], found: list[Point]) -> None:
     """The numbers, and the picture."""
     keys = ("widths", "batches", "depths", "T", "seed", "seconds", "minutes", "memory", "longest", "block", "cores")
-    settings = {key: getattr(args, key) for key in keys} | {"ranks": ranks, "compile": not args.skip_compile}
+    settings = {key: getattr(args, key) for key in keys} | {"ranks": ranks, "torch.compile": args.compile}
     points = [asdict(point) for point in found]
     whole = {"settings": settings, "versions": about, "points": points}
     (args.docs / "results" / "peers.json").write_text(folder.text(folder.plain(whole)) + "\n")
@@ -289,6 +290,7 @@ def add(commands, number: Callable, versions: Callable[[], dict[str, str]]) -> N
     one.add_argument("--longest", type=number(0, float), default=1.5, help="seconds of a gradient by autograd (1.5)")
     one.add_argument("--block", type=number(1), help="layers that torch.compile sees at once (32; quick: 8)")
     one.add_argument("--skip-compile", action="store_true", help="leave out torch.compile")
+    one.set_defaults(compile="skipped")
     one.add_argument(
         "--docs", type=Path, default=Path("runs/bench-peers"),
         help="folder for peers.png and results/peers.json, which are overwritten (runs/bench-peers)",
@@ -305,9 +307,9 @@ def run(args: argparse.Namespace, versions: Callable[[], dict[str, str]]) -> Non
         sys.exit(started(args.ranks))
     # One thread compiles: helpers would take the cores of the next contestant.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    args.compile = "skipped" if args.skip_compile else "in turn with the others"
     if not args.skip_compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        args.skip_compile = True
-        print("torch.compile is left out: no C++ compiler")
+        args.skip_compile, args.compile = True, "no C++ compiler"
     sys.exit(launch.run("bench.py", lambda comm: contest(args, comm, versions())))
 
 

@@ -76,11 +76,11 @@ def test_the_verdict_compares_the_fastest_at_an_allowed_error(peers):
     assert peers.verdict(point, 1e-2) == (3.0, "MGRIT")
 
 
-def test_finalists_have_the_least_work_that_is_good_enough(peers):
-    errors = {(64, (0, 0)): 1e-1, (32, (0, 0)): 1e-2, (16, (0, 0)): 1e-3, (64, (1, 1)): 1e-3, (64, (2, 2)): 1e-6}
-    assert peers.ours.finalists(errors, 2e-3, 1024, 2) == [(16, (0, 0)), (64, (1, 1))]
-    assert peers.ours.finalists(errors, 1e-5, 1024, 2) == [(64, (2, 2))]
-    assert peers.ours.finalists(errors, 1e-7, 1024, 2) == []
+def test_choices_have_the_least_work_that_is_good_enough(peers):
+    errors = {(8, (0, 0)): 1e-1, (16, (0, 0)): 1e-2, (32, (0, 0)): 1e-3, (8, (1, 1)): 1e-3, (8, (2, 2)): 1e-6}
+    assert peers.ours.ordered(errors, 2e-3, 1024, 2) == [(32, (0, 0)), (8, (1, 1)), (8, (2, 2))]
+    assert peers.ours.ordered(errors, 1e-5, 1024, 2) == [(8, (2, 2))]
+    assert peers.ours.ordered(errors, 1e-7, 1024, 2) == []
 
 
 def test_blocks_for_the_compiler_are_the_network(peers):
