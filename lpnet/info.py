@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from lpnet import slab
+from lpnet import cores, slab
 from lpnet.errors import InputError
 from lpnet.version import __version__
 
@@ -49,7 +49,7 @@ def collect() -> dict[str, Any]:
         "launcher": slab.launcher(),
         "ranks": comm.size,
         "hosts": _hosts(comm),
-        "cores": _cores(),
+        "cores": len(cores.affinity()),
         "threads": torch.get_num_threads(),
         "devices": _devices(),
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -76,11 +76,6 @@ def _hosts(comm: slab.Comm) -> dict[str, int]:
     row = np.frombuffer(name.ljust(_NAME_BYTES, b"\0"), dtype=np.uint8)[None]
     names = comm.allgather(row, [1] * comm.size)
     return dict(Counter(bytes(name).rstrip(b"\0").decode(errors="replace") for name in names))
-
-
-def _cores() -> int:
-    """Cores that this process may run on; not every system knows the affinity."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _devices() -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet import devices
 from lpnet.commandline import from_mapping
 from lpnet.config import Config, as_dict
 from lpnet.errors import InputError
@@ -88,7 +89,7 @@ def load(path: str | Path, comm: Any = None, device: str = "cpu") -> Network:
     Args:
         path: ``model.h5`` of a run.
         comm: an mpi4py communicator, or None: the world under an MPI launcher, else serial.
-        device: where to put it.
+        device: where to put it; "cuda" is a GPU for each rank of a node, "auto" a GPU if there is one.
 
     Returns:
         The network: normalised features (n, features) to logits (n, classes); `Network.normalized` takes raw ones.
@@ -99,8 +100,9 @@ def load(path: str | Path, comm: Any = None, device: str = "cpu") -> Network:
     """
     ranks = as_comm(comm)
     with together(ranks):
-        stored = read(path, device)
-    return restore(stored, ranks, device)
+        own = str(devices.own(device, ranks))
+        stored = read(path, own)
+    return restore(stored, ranks, own)
 
 
 def restore(stored: Stored, comm: Comm, device: str = "cpu") -> Network:

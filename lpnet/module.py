@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lpnet import plain
+from lpnet import devices, plain
 from lpnet.control import Adaptive, Controller
 from lpnet.controls import Controls, grid_of
 from lpnet.cost import slab_unit
@@ -51,7 +51,7 @@ class LayerParallel(nn.Module):
         seed: of the initial weights (and of dropout).
         comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
         init: initial weights "constant" in the layer index, or "random".
-        dtype, device: of the weights; float32 or float64.
+        dtype, device: of the weights; float32 or float64; "cuda" is a GPU for each rank of a node, in turn.
         gradient: "discrete" (the adjoint of the discretisation: the gradient of what is computed) or "continuous"
             (the adjoint equation discretised on its own, whose gradient differs from it by O(h); Euler only).
         store: what the adjoint finds of the states: "all", "cpoints" (a segment is run again when it is pulled back)
@@ -107,7 +107,7 @@ class LayerParallel(nn.Module):
             raise InputError(f"controls: {controls!r} given, an lpnet.Controls or None allowed")
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype: {dtype} given, torch.float32 or torch.float64 allowed")
-        _check_device(device)
+        device = devices.own(device, self.comm)
         self._stack = Stack(dynamics, self.stepper)
         self._stack.module.to(device=device, dtype=dtype)
         unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
@@ -308,13 +308,6 @@ def _check(layers: Any, T: Any, seed: Any, init: str) -> None:
         raise InputError(f"seed: {seed!r} given, a whole number of at least 0 allowed")
     if init not in ("constant", "random"):
         raise InputError(f"init: {init!r} given, one of constant, random allowed")
-
-
-def _check_device(device: Any) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
-        raise InputError(f"device: {device!r} given, 'cpu' or another device of this machine allowed") from None
 
 
 def _register(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:

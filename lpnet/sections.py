@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from lpnet import devices
 from lpnet.choices import number, one_of, positive, require, whole
 from lpnet.control import Adaptive
 from lpnet.errors import InputError
@@ -137,10 +138,10 @@ class Run:
     Args:
         dir: folder for the results, new or empty; null: a new one, runs/PRESET-TIME.
         seed: seed of weights, data and the order of examples.
-        device: cpu or cuda (cuda:1, …).
+        device: cpu, cuda (a GPU for each rank of a node, in turn), cuda:1, …, or auto (cuda where there is a GPU).
         dtype: float32 or float64.
         deterministic: use deterministic algorithms of torch only.
-        threads: threads per rank; null: OMP_NUM_THREADS if set, else the cores divided by the ranks of the machine.
+        threads: threads per rank; null: OMP_NUM_THREADS if set, else as many as the rank has cores (see docs/gpu.md).
         progress: show a progress bar; null: if standard error is a terminal.
     """
 
@@ -158,10 +159,4 @@ class Run:
         require(ok, "run.seed", self.seed, "a whole number of at least 0 and below 2^63")
         one_of("run.dtype", self.dtype, DTYPES)
         whole("run.threads", self.threads, 1)
-        _check_device(self.device)
-
-
-def _check_device(name: str) -> None:
-    devices = ("cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
-    available = devices if torch.cuda.is_available() else ("cpu",)
-    one_of("run.device", name, available, " on this machine")
+        one_of("run.device", self.device, devices.names(), " on this machine")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.cuda_aware import is_cuda_aware, library_of, queried
 from lpnet.errors import InputError
 from lpnet.messages import Incoming, Outbox, Posted, buffer_for, readable, settle
 
@@ -177,13 +178,17 @@ def mpi_details() -> dict[str, Any]:
             "pip install 'lpnet[mpi]' brings one, or load the module of your cluster"
         ) from error
     vendor, version = MPI.get_vendor()
-    flags = ("MPICH_GPU_SUPPORT_ENABLED", "MV2_USE_CUDA", "I_MPI_OFFLOAD", "OMPI_MCA_opal_cuda_support")
+    library = library_of(vendor, MPI.Get_library_version())
+    try:
+        cuda_aware = is_cuda_aware(library, queried(MPI.__file__), os.environ)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     return {
         "name": vendor,
         "version": ".".join(map(str, version)),
         "standard": "{}.{}".format(*MPI.Get_version()),
         "library": MPI.Get_library_version().splitlines()[0].strip(),
-        "cuda_aware": any(os.environ.get(flag, "0").lower() in ("1", "true") for flag in flags),
+        "cuda_aware": cuda_aware,
     }
 
 

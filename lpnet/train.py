@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lpnet import data, launch, modelfile
+from lpnet import data, devices, launch, modelfile
 from lpnet.choices import Solver, Solvers, require
 from lpnet.commandline import parse
 from lpnet.config import Config
@@ -50,6 +50,8 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
         dataset = data.load(config.data, config.run.seed)
         config = fitted(config, dataset)
     device = set_up(config, comm)
+    if config.run.device == "auto":
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device.type))
     folder = new_folder(comm, config)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
     first, *_ = config.multilevel.layers(config.trunk.layers)
@@ -99,19 +101,14 @@ def fitted(config: Config, dataset: DataSet) -> Config:
 
 
 def set_up(config: Config, comm: Comm) -> torch.device:
-    """Threads, determinism and this rank's device."""
-    local_rank, local_size = getattr(comm, "local_rank", 0), getattr(comm, "local_size", 1)
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    elif "OMP_NUM_THREADS" not in os.environ and local_size > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_size))
+    """Threads, determinism and this rank's device; collective."""
+    devices.set_threads(comm, config.run.threads)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    if config.run.device == "cuda":
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    return torch.device(config.run.device)
+    device = devices.own(config.run.device, comm) or torch.device("cpu")
+    devices.use(device, comm)
+    return device
 
 
 def planned(net: Network, data: Tensors) -> tuple[Config, list[str]]:

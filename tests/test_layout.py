@@ -15,9 +15,9 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
-    ("errors", "messages", "version"),
+    ("cores", "cuda_aware", "errors", "messages", "version"),
     ("activations", "blocks", "costs", "data", "fabrics", "options", "pool", "slab"),
-    ("crew", "fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
+    ("crew", "devices", "fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
     ("coarse_grid", "dense_blocks", "how", "programs"),
     ("dense_field",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
@@ -52,7 +52,7 @@ RANKS = {"slab", "hierarchy", "mgrit", "engine", "module"}
 # What the tiers would allow and the architecture does not.
 BARRED = {
     "data": set(TIER) - {"errors", "data"},
-    "slab": set(TIER) - {"errors", "messages"},
+    "slab": set(TIER) - {"cuda_aware", "errors", "messages"},
     "activations": RANKS,
     "dense_blocks": RANKS,
     "dense_field": RANKS,
