@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lpnet import hierarchy
-from lpnet.coarse_grid import CoarseStep
+from lpnet.coarse_grid import CoarseStep, one_by_one
 from lpnet.coarsen import parts
 from lpnet.costs import Costs
 from lpnet.direction import Direction
@@ -261,7 +261,7 @@ def simulate(run: Run, view: View) -> tuple[Time, list[Info]]:
         infos = []
         for rank, levels in zip(view.direction.order, view.levels, strict=True):
             one = _Rank(rank, begin[rank], run, sent)
-            steps: list[CoarseStep] = [partial(one.step, level) for level in prices]
+            steps: list[CoarseStep] = [one_by_one(partial(one.step, level)) for level in prices]
             solver = _Timed(options, levels, one, steps, one, _Parts(one, parts) if Q > 1 else None)
             _solve(solver, one, sums, arrivals)
             infos.append(solver.info)

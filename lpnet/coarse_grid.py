@@ -18,8 +18,13 @@ from torch import Tensor
 from lpnet.hierarchy import Level
 from lpnet.messages import Channel
 
-CoarseStep = Callable[[int, Tensor], Tensor]
-"""(k, u) -> G_k(u) on one level."""
+CoarseStep = Callable[[Sequence[int], Sequence[Tensor]], Sequence[Tensor]]
+"""Some k and as many u, to G_k(u) of each, on one level."""
+
+
+def one_by_one(step: Callable[[int, Tensor], Tensor]) -> CoarseStep:
+    """The same from (k, u) -> G_k(u)."""
+    return lambda ks, us: [step(k, u) for k, u in zip(ks, us, strict=True)]
 
 
 class Parts(Protocol):
@@ -39,7 +44,7 @@ class CoarseGrid:
 
     def __init__(self, level: Level, step: CoarseStep, parts: Parts | None = None) -> None:
         self.level, self.parts = level, parts
-        self.step = step if parts is None else partial(_whole, parts)
+        self.step = step if parts is None else one_by_one(partial(_whole, parts))
         n = level.hi - level.lo
         self.u: list[Tensor] = [_GONE] * n
         self.at: list[Tensor | None] = [None] * n
@@ -50,11 +55,16 @@ class CoarseGrid:
 
     def visit(self, i: int, u: Tensor) -> Tensor | None:
         """Set u_i = u; returns G_i(u_i) − base_i, or None at the last step of the level, whose result nobody needs."""
-        j = i - self.level.lo
-        self.u[j] = u
-        if i + 1 == self.level.steps:
-            return None
-        self._evaluate(j, u)
+        return self.visit_all((i,), (u,))[0]
+
+    def visit_all(self, steps: Sequence[int], us: Sequence[Tensor]) -> list[Tensor | None]:
+        """The same for several steps at once."""
+        for i, u in zip(steps, us, strict=True):
+            self.u[i - self.level.lo] = u
+        self._evaluate(steps, us)
+        return [self._change(i - self.level.lo) if i + 1 < self.level.steps else None for i in steps]
+
+    def _change(self, j: int) -> Tensor:
         return self.value[j] if self.base is None else self.value[j] - self.base[j]
 
     def leave(self, i: int, value: bool) -> None:
@@ -65,10 +75,15 @@ class CoarseGrid:
         if value:
             self.at[j], self.value[j] = None, _GONE
 
-    def _evaluate(self, j: int, u: Tensor) -> None:
-        if self.at[j] is not u:
-            self.at[j], self.value[j] = u, self.step(self.level.lo + j, u)
-            self.evaluations += 1
+    def _evaluate(self, steps: Sequence[int], us: Sequence[Tensor]) -> None:
+        """G_i(u) of these steps, but for the last one of the level, where it is not known yet."""
+        lo, last = self.level.lo, self.level.steps - 1
+        new = [(i, u) for i, u in zip(steps, us, strict=True) if i < last and self.at[i - lo] is not u]
+        if new:
+            ks, at = zip(*new, strict=True)
+            for k, u, value in zip(ks, at, self.step(ks, at), strict=True):
+                self.at[k - lo], self.value[k - lo] = u, value
+            self.evaluations += len(new)
 
     def plus_rhs(self, i: int, v: Tensor) -> Tensor:
         """u_i from what arrived for it."""
@@ -77,9 +92,7 @@ class CoarseGrid:
 
     def set_problem(self, u: Sequence[Tensor], arrived: list[Tensor | None]) -> None:
         """u_{k+1} = G_k(u_k) − G_k(c_k) + arrived_{k+1} with c = u, which is also the initial guess."""
-        for j, c in enumerate(u):
-            if self.level.lo + j + 1 < self.level.steps:
-                self._evaluate(j, c)
+        self._evaluate(range(self.level.lo, self.level.hi), u)
         self.u, self.base, self.rhs = list(u), list(self.value), list(arrived)
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
 """Coarse propagators G of one level over this rank's spans of layers: forward, linearised, pulled back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lpnet import programs
+from lpnet.blocks import Blocks, most, shared
 from lpnet.fields import Field, Slot
-from lpnet.programs import Kept, Place
+from lpnet.programs import Fields, Kept, Place
 from lpnet.propagator import Workspace, state_of
 from lpnet.steppers import Picard, Program, Steps, slots_of
 
@@ -33,7 +34,8 @@ class CoarseSteps:
         distinct = {id(p): p for p in made}.values()
         self.slots = max([memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))])
         self._work, self._dots = (Workspace(next(iter(fields.values())), self.slots) for _ in range(2))
-        self._scratch: list[Tensor] = []
+        self._scratch: dict[torch.Size, list[Tensor]] = {}
+        self._blocks: dict[Blocks, Fields | None] = {}
         self._kept: dict[int, tuple[Tensor | None, Any]] = {}
         self._tapes: dict[tuple[int, bool], list[Kept]] = {}
         self._shape: torch.Size | None = None
@@ -55,7 +57,7 @@ class CoarseSteps:
         program, offset = self.programs[k - self.first], self.offsets[k - self.first]
         if isinstance(program, Picard):
             return _picard(self.fields[program.term], program, offset, x)[0]
-        return self._forward(program, Place(offset, self._tapes_of(program, x, False)), x, linear=False)
+        return self._forward(program, self.fields, Place(offset, self._tapes_of(program, x, False)), x)
 
     def linearize(self, k: int, x: Tensor, tangents: bool = True) -> None:
         """Remember what `pull` needs, and, if `tangents` will be asked for, what they need: G_k at x."""
@@ -65,7 +67,7 @@ class CoarseSteps:
             self._kept[k] = x if tangents else None, _picard(self.fields[program.term], program, offset, x)[1]
             return
         place = Place(offset, self._tapes_of(program, x, True), at)
-        self._forward(program, place, x, linear=True)
+        self._forward(program, self.fields, place, x, linear=True)
         self._kept[k] = x if tangents else None, place
 
     def forget(self) -> None:
@@ -82,11 +84,11 @@ class CoarseSteps:
             self._tapes[key] = programs.tapes_of(program, self.fields, n, x, self)
         return self._tapes[key]
 
-    def _forward(self, program: Steps, place: Place, x: Tensor, linear: bool) -> Tensor:
+    def _forward(self, program: Steps, fields: Fields, place: Place, x: Tensor, linear: bool = False) -> Tensor:
         out = torch.empty_like(x)
         values, places, more = [*x.unbind()], [*out.unbind()], self._spare(x)
         values += more
-        programs.apart(program, self.fields, values, places + more, place, linear)
+        programs.apart(program, fields, values, places + more, place, linear)
         for value, own in zip(values, places, strict=False):
             if value is not own:  # no instruction has changed it
                 own.copy_(value)
@@ -94,16 +96,16 @@ class CoarseSteps:
 
     def _spare(self, x: Tensor) -> list[Tensor]:
         """Scratch slots for states like x."""
-        if not self._scratch or self._scratch[0].shape != x.shape[1:]:
-            self._scratch = [torch.empty_like(x[0]) for _ in range(self.slots - self.memory)]
-        return self._scratch
+        if x.shape not in self._scratch:
+            self._scratch[x.shape] = [torch.empty_like(x[0]) for _ in range(self.slots - self.memory)]
+        return self._scratch[x.shape]
 
     def pull(self, k: int, z: Tensor) -> Tensor:
         """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
         program, offset, kept = self.programs[k - self.first], self.offsets[k - self.first], self._kept[k][1]
         if isinstance(program, Picard):
             return _picard_pull(self.fields[program.term], program, offset, z, kept)
-        return self._pull_steps(program, kept, z)
+        return self._pull_steps(program, self.fields, kept, z)
 
     def tangent(self, k: int, dot: Tensor, deltas: Mapping[str, Any] | None) -> Tensor:
         """(∂G_k/∂x) dot + (∂G_k/∂θ) δθ at the state of the last `linearize`; deltas: δθ as the fields hold it."""
@@ -117,13 +119,114 @@ class CoarseSteps:
         programs.tangent(program, self.fields, pairs, kept)
         return state_of(pairs.dots, self.memory)
 
-    def _pull_steps(self, program: Steps, place: Place, z: Tensor) -> Tensor:
+    def _pull_steps(self, program: Steps, fields: Fields, place: Place, z: Tensor) -> Tensor:
         out, more = z.clone(), self._spare(z)
         for bar in more:
             bar.zero_()
         unused = Slot(*[z] * 5)  # what is linearised needs no source
-        programs.backward(program, self.fields, [unused] * len(program), [*out.unbind(), *more], place)
+        programs.backward(program, fields, [unused] * len(program), [*out.unbind(), *more], place)
         return out
+
+    # ---- several steps at once -----------------------------------------------------------------------------------
+
+    def step_all(self, ks: Sequence[int], xs: Sequence[Tensor]) -> list[Tensor]:
+        """G_k(x) of each."""
+        def at_once(some: Some, x: Tensor) -> Tensor:
+            tapes = programs.tapes_of(some.program, some.fields, 1, x)
+            return self._forward(some.program, some.fields, Place(0, tapes), x)
+
+        return self._all(ks, xs, self.step, at_once)
+
+    def linearize_all(self, ks: Sequence[int], xs: Sequence[Tensor], tangents: bool = True) -> None:
+        """Remember what `pull` and, if they will be asked for, `tangent` need of each; what is known stays as it is."""
+        def at_once(some: Some, x: Tensor) -> Tensor:
+            tapes = self._tapes_of(some.program, x[:, 0], True)
+            for k in some.ks:
+                place = Place(self.offsets[k - self.first], tapes, k - self.first)
+                self._kept[k] = new[k] if tangents else None, place
+            return self._forward(some.program, some.fields, self._place(some, tapes), x, linear=True)
+
+        def alone(k: int, x: Tensor) -> Tensor:
+            self.linearize(k, x, tangents)
+            return x
+
+        new = {k: x for k, x in zip(ks, xs, strict=True) if not (tangents and self._knows(k, x))}
+        self._all(list(new), list(new.values()), alone, at_once)
+
+    def _knows(self, k: int, x: Tensor) -> bool:
+        """Whether G_k is linearised at x."""
+        at = self._kept.get(k, (None, None))[0]
+        return at is not None and (at is x or torch.equal(at, x))
+
+    def pull_all(self, ks: Sequence[int], zs: Sequence[Tensor]) -> list[Tensor]:
+        """(∂G_k/∂x)ᵀ z of each."""
+        def at_once(some: Some, z: Tensor) -> Tensor:
+            place = self._place(some, self._kept[some.ks[0]][1].tapes)
+            return self._pull_steps(some.program, some.fields, place, z)
+
+        return self._all(ks, zs, self.pull, at_once)
+
+    def _place(self, some: "Some", tapes: Sequence[Kept]) -> Place:
+        """Where they are on tapes of all local steps."""
+        at = Blocks(some.ks[0] - self.first, len(some.ks), some.ks[1] - some.ks[0], 1)
+        return Place(0, [at.kept(tape) for tape in tapes])
+
+    def _all(
+        self,
+        ks: Sequence[int],
+        xs: Sequence[Tensor],
+        alone: Callable[[int, Tensor], Tensor],
+        at_once: "Callable[[Some, Tensor], Tensor]",
+    ) -> list[Tensor]:
+        """What `at_once` makes of states (memory, K, ...) where steps are alike, and `alone` of those that are not."""
+        found: dict[int, Tensor] = {}
+        given = dict(zip(ks, xs, strict=True))
+        for run in self._alike(sorted(ks), xs):
+            some = self._some(run)
+            if some is None:
+                found |= {k: alone(k, given[k]) for k in run}
+            else:
+                ends = at_once(some, torch.stack([given[k] for k in run], dim=1))
+                found |= dict(zip(run, ends.unbind(1), strict=True))
+        return [found[k] for k in ks]
+
+    def _alike(self, ks: Sequence[int], xs: Sequence[Tensor]) -> Iterator[list[int]]:
+        """Runs of steps by the same program, equally far apart."""
+        runs: list[list[int]] = []
+        for k in ks:
+            run = runs[-1] if runs else []
+            same = bool(run) and self.programs[k - self.first] is self.programs[run[-1] - self.first]
+            if not same or (len(run) > 1 and self._gap(run[-1], k) != self._gap(run[-2], run[-1])):
+                runs.append(run := [])
+            run.append(k)
+        for run in runs:
+            at = run[0] - self.first
+            rows = self.offsets[at + 1] - self.offsets[at]
+            yield from shared(run, most(rows * sum(field.size for field in self.fields.values()), xs[0]))
+
+    def _gap(self, k: int, following: int) -> tuple[int, int]:
+        return following - k, self.offsets[following - self.first] - self.offsets[k - self.first]
+
+    def _some(self, run: list[int]) -> "Some | None":
+        """Those steps, or None where they go one by one."""
+        at = run[0] - self.first
+        program, offset = self.programs[at], self.offsets[at]
+        if len(run) < 2 or isinstance(program, Picard):
+            return None
+        blocks = Blocks(offset, len(run), self._gap(*run[:2])[1], self.offsets[at + 1] - offset)
+        if blocks not in self._blocks:
+            fields = {term: field.blocks(blocks) for term, field in self.fields.items()}
+            self._blocks[blocks] = None if None in fields.values() else fields
+        fields_of = self._blocks[blocks]
+        return None if fields_of is None else Some(run, program, fields_of)
+
+
+class Some(NamedTuple):
+    """Steps by the same program, equally far apart, with their weights as blocks."""
+
+    ks: list[int]
+    program: Steps
+    fields: Fields
 
 
 def _picard_matrix(program: Picard, like: Tensor) -> tuple[Tensor, Tensor]:

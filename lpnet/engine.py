@@ -162,7 +162,7 @@ class Engine:
             guess = [x0] * (levels[0].coarse_hi - levels[0].coarse_lo)
         tape = layers.tape(x if keep else None)
         coarse = [self.coarse(prepared, ahead, bound, options) for bound in bounds[1:]]
-        steps = [c.step if c else _nothing for c in coarse]
+        steps = [c.step_all if c else _nothing for c in coarse]
         parts = self._parted(layers, ahead, bounds[-1], coarse[-1], options)
         solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm, parts)
         end = solver.solve(x0, guess, self.total(ahead, bounds))
@@ -289,7 +289,7 @@ class Engine:
         solution.linear = solution.again
         if self.how.store == "all" and not solution.again:
             tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
-        pulls = [partial(_pull_of, len(b) - 2, c) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
+        pulls = [partial(_pulls_of, len(b) - 2, c) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
         fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
         solver = Solver(options, levels, fine, pulls, self.comm, parts)
         end = solver.solve(z, guess, self.total(back, bounds))
@@ -320,10 +320,10 @@ class Engine:
         for _, a, owner, source in needed:
             if source == rank != owner:
                 self.comm.send(layers.state(a, tape), owner)
-        for k, a, owner, _ in needed:
-            if owner == rank and steps is not None:
-                x = coming[k].wait() if k in coming else layers.state(a, tape)
-                steps.linearize(k, x, tangents)
+        own = [(k, a) for k, a, owner, _ in needed if owner == rank]
+        if steps is not None:
+            states = [coming[k].wait() if k in coming else layers.state(a, tape) for k, a in own]
+            steps.linearize_all([k for k, _ in own], states, tangents)
 
 
 def _carry(solver: Solver) -> list[Tensor]:
@@ -331,9 +331,13 @@ def _carry(solver: Solver) -> list[Tensor]:
     return solver.tau() if solver.options.initial == "tau" else solver.c
 
 
-def _nothing(k: int, u: Tensor) -> Tensor:
-    raise AssertionError(f"coarse step {k} on a rank that has none")
+def _nothing(ks: Sequence[int], us: Sequence[Tensor]) -> list[Tensor]:
+    raise AssertionError(f"coarse steps {list(ks)} on a rank that has none")
 
 
 def _pull_of(last: int, steps: CoarseSteps, k: int, z: Tensor) -> Tensor:
     return steps.pull(last - k, z)
+
+
+def _pulls_of(last: int, steps: CoarseSteps, ks: Sequence[int], zs: Sequence[Tensor]) -> list[Tensor]:
+    return steps.pull_all([last - k for k in ks], zs)

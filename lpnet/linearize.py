@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lpnet import chain, hierarchy
+from lpnet.coarse_grid import one_by_one
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import restrict
 from lpnet.control import Schedule, exact_of
@@ -195,7 +196,7 @@ class Linearization:
         for level in self._levels:
             level.change(delta)
         fine = _Fine(self._layers, self._solution.tapes[0])
-        solver = Solver(options, levels, fine, [level.step for level in self._levels], comm)
+        solver = Solver(options, levels, fine, [one_by_one(level.step) for level in self._levels], comm)
         end = solver.solve(dot, guess, engine.total(ahead, bounds))
         self.product = solver.info
         return end
@@ -207,9 +208,10 @@ class Linearization:
         owners = ahead.owners(spans)
         rows = partial(engine.rows, options)
         steps = engine.coarse(self._prepared, ahead, bound, options)
-        for k, ((a, _), owner) in enumerate(zip(spans[:-1], owners, strict=False)):  # nobody needs the last one's end
-            if steps is not None and owner == engine.comm.rank:
-                steps.linearize(k, self._prepared.layers.state(a, self._solution.tapes[0]))
+        own = [k for k, owner in enumerate(owners[:-1]) if owner == engine.comm.rank]  # nobody needs the last one's end
+        if steps is not None:
+            states = [self._prepared.layers.state(spans[k][0], self._solution.tapes[0]) for k in own]
+            steps.linearize_all(own, states)
 
         def restricted(theta: Weights) -> Weights:
             return restrict(theta, spans, owners, engine.slab, rows)

@@ -17,7 +17,7 @@ Knows propagators, levels and tensors; no networks, no losses. The adjoint is th
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -254,29 +254,28 @@ class Solver:
         if depth > 0:
             u = self.grids[depth - 1].plus_rhs(level.lo, u)
         if level.continues:
-            self._deliver(depth, level.segments[0], self._run(depth, level.segments[0], u))
+            (end,) = self._run_all(depth, level.segments[:1], (u,))
+            self._deliver(depth, level.segments[0], end)
         else:
             self._arrived[depth][0] = u
 
-    def _run(self, depth: int, segment: Segment, u: Tensor) -> Tensor | None:
-        """The end of a segment that starts with u (without the right-hand side of the point where it ends)."""
-        if depth == 0:
-            self.info.count(segment.i1 - segment.i0)
-            return self.fine.run(segment.i0, segment.i1, u)
-        grid = self.grids[depth - 1]
-        v: Tensor | None = None
-        for i in range(segment.i0, segment.i1):
-            v = grid.visit(i, u)
-            if v is not None and i + 1 < segment.i1:
-                u = grid.plus_rhs(i + 1, v)
-        return v
-
     def _run_all(self, depth: int, segments: Sequence[Segment], us: Sequence[Tensor]) -> Iterable[Tensor | None]:
-        """The ends of segments that start at C-points."""
+        """The ends of segments that start with us (without the right-hand sides of the points where they end)."""
         if depth:
-            return (self._run(depth, segment, u) for segment, u in zip(segments, us, strict=True))
+            return self._visit(depth, segments, us)
         self.info.count(sum(segment.i1 - segment.i0 for segment in segments))
         return self.fine.run_all([(segment.i0, segment.i1) for segment in segments], us)
+
+    def _visit(self, depth: int, segments: Sequence[Segment], us: Sequence[Tensor]) -> list[Tensor | None]:
+        """The same on a coarse level: the first steps of all segments at once, then the second ones, and so on."""
+        grid, now = self.grids[depth - 1], list[Any](us)
+        for p in range(max((segment.i1 - segment.i0 for segment in segments), default=0)):
+            live = [q for q, segment in enumerate(segments) if segment.i0 + p < segment.i1]
+            steps = [segments[q].i0 + p for q in live]
+            at = [grid.plus_rhs(i, now[q]) if p else now[q] for i, q in zip(steps, live, strict=True)]
+            for q, end in zip(live, grid.visit_all(steps, at), strict=True):
+                now[q] = end
+        return now
 
     def _deliver(self, depth: int, segment: Segment, v: Tensor | None) -> None:
         level = self.levels[depth]

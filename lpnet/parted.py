@@ -1,6 +1,6 @@
 """Coarse steps for parts of the batch, which go through the ranks one behind the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,10 +34,11 @@ class Parted(NamedTuple):
         """The coarse step k for part q."""
         return self.act(self.steps[q], k, u)
 
-    def linearize(self, k: int, x: Tensor, tangents: bool = True) -> None:
-        """As `CoarseSteps.linearize`, at the state x of the whole batch."""
-        for steps, part in zip(self.steps, self.split(x), strict=False):
-            steps.linearize(k, part, tangents)
+    def linearize_all(self, ks: Sequence[int], xs: Sequence[Tensor], tangents: bool = True) -> None:
+        """As `CoarseSteps.linearize_all`, at states x of the whole batch."""
+        if xs:
+            for steps, parts in zip(self.steps, zip(*map(self.split, xs), strict=True), strict=False):
+                steps.linearize_all(ks, parts, tangents)
 
     def forget(self) -> None:
         """Drop what `linearize` remembered."""

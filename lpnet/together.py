@@ -1,34 +1,20 @@
 """Intervals of equal length at once: their p-th layers are one batched evaluation, for each p in turn.
 
-How many intervals go together is a rule of the shapes alone, so that reruns take the same decisions. Measured on one
-core (one matrix or two, float32 and float64, width 2 to 256, batch 16 to 5000, 2 to 64 intervals): together they are
-never slower as long as their states stay within a cache of a megabyte, and up to 25 times faster; beyond, they lose up
-to a third. A GPU is bound by launches, and does them all together.
+How many go together is a rule of the shapes alone (`blocks.most`).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lpnet.blocks import Blocks
+from lpnet.blocks import Blocks, most, shared
 from lpnet.propagator import Layers
 from lpnet.tape import Tape
 
 Interval = tuple[int, int]
 """Layers a, …, b − 1."""
-
-
-class Bytes(NamedTuple):
-    """How much is done at once: the states of one slot, and the weights."""
-
-    states: int
-    weights: int
-
-
-ON_CPU = Bytes(1 << 20, 1 << 22)
-ELSEWHERE = Bytes(1 << 25, 1 << 27)
 
 
 def run_all(layers: Layers, intervals: Sequence[Interval], xs: Sequence[Tensor], tape: Tape) -> Iterator[Tensor]:
@@ -61,17 +47,10 @@ def _parts(layers: Layers, intervals: Sequence[Interval], xs: Sequence[Tensor]) 
         if b - a != before[1] - before[0] or b - a != abs(a - before[0]):
             runs.append([])
         runs[-1].append(i)
+    size = sum(field.size for field in layers.fields.values())
     for run in runs:
         a, b = intervals[run[0]]
-        count = -(-len(run) // _most(layers, b - a, xs[0]))
-        yield from (run[len(run) * p // count : len(run) * (p + 1) // count] for p in range(count))
-
-
-def _most(layers: Layers, length: int, x: Tensor) -> int:
-    """How many intervals of so many layers go together for states like x, (memory, ...)."""
-    limit, size = ON_CPU if x.device.type == "cpu" else ELSEWHERE, x.element_size()
-    weights = length * sum(field.size for field in layers.fields.values())
-    return max(1, min(limit.states // max(1, size * x[0].numel()), limit.weights // max(1, size * weights)))
+        yield from shared(run, most((b - a) * size, xs[0]))
 
 
 def _many(layers: Layers, intervals: Sequence[Interval], part: Sequence[int]) -> "Together | None":

@@ -13,6 +13,7 @@ from reference import Hierarchy, coarse_start, error, f_relax, fas_cycle, normal
 from torch import Tensor
 
 from lpnet import MGRIT
+from lpnet.coarse_grid import one_by_one
 from lpnet.hierarchy import bounds, build
 from lpnet.mgrit import FinePropagator, Info, Solver
 from lpnet.slab import Comm
@@ -74,7 +75,7 @@ def solve(p: Problem, options: MGRIT, guess: list[Tensor] | None = None) -> Run:
             count[k] += 1
             return p.step(bound[k], bound[k + 1], u)
 
-        return step
+        return one_by_one(step)
 
     steps = [counted(bound, count) for bound, count in zip(found[1:], counts, strict=True)]
     solver = Solver(options, build(found, (0, N), [0], 0), fine, steps, Comm())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpnet import MGRIT
+from lpnet.coarse_grid import one_by_one
 from lpnet.hierarchy import Level, bounds, build
 from lpnet.messages import Posted
 from lpnet.mgrit import FinePropagator, Solver
@@ -53,7 +54,7 @@ def solve(N: int, P: int, options: MGRIT, unit: int = 1) -> tuple[list[Rank], li
     mail: dict[tuple[int, int], deque[Tensor]] = {}
     ranks, levels = [Rank(r, mail) for r in range(P)], [build(found, starts, list(range(P)), r) for r in range(P)]
     for rank, own in zip(ranks, levels, strict=True):
-        solver = Solver(options, own, rank, [rank.step] * (len(found) - 1), rank)
+        solver = Solver(options, own, rank, [one_by_one(rank.step)] * (len(found) - 1), rank)
         solver.solve(torch.zeros(1), None, lambda rows: rows.sum(axis=0))
     assert not any(mail.values())
     return ranks, levels

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpnet
-from lpnet import MGRIT, dynamics, together
+from lpnet import MGRIT, blocks, dynamics
+from lpnet.blocks import Bytes
 from lpnet.propagator import Layers
 from lpnet.slab import Comm
 from lpnet.stack import Stack
 from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
 from lpnet.tape import Tape
-from lpnet.together import Bytes, Interval, pull_all, run_all
+from lpnet.together import Interval, pull_all, run_all
 
 WIDTH, BATCH = 4, 5
 CASES: dict[str, tuple[Stepper, Callable[..., nn.Module]]] = {
@@ -78,7 +79,7 @@ FORWARD, BACK = [(15, 16), (11, 15), (7, 11), (3, 7)], [(3, 7), (7, 11), (11, 15
 def test_together_is_one_by_one(name: str, activation: str, twice: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From right to left and from left to right, with a last interval that is shorter; gradients add up."""
     found = solved(name, activation, FORWARD, BACK, twice)
-    monkeypatch.setattr(together, "ON_CPU", ONE_BY_ONE)
+    monkeypatch.setattr(blocks, "ON_CPU", ONE_BY_ONE)
     assert_same(found, solved(name, activation, FORWARD, BACK, twice))
 
 
@@ -87,7 +88,7 @@ def test_an_adjoint_with_other_intervals(monkeypatch: pytest.MonkeyPatch) -> Non
     for back in ([(3, 5), (5, 7), (7, 9), (9, 11), (11, 13), (13, 15), (15, 16)], [(3, 7), (7, 11), (11, 16)]):
         found = solved("verlet", "tanh", FORWARD, back)
         with monkeypatch.context() as patch:
-            patch.setattr(together, "ON_CPU", ONE_BY_ONE)
+            patch.setattr(blocks, "ON_CPU", ONE_BY_ONE)
             assert_same(found, solved("verlet", "tanh", FORWARD, back))
 
 
@@ -162,7 +163,7 @@ def groups(number: int, state: int, weights: int) -> list[int]:
     x = layers.field.pack(normal(1, BATCH, WIDTH))
     limit = Bytes(state * BATCH * WIDTH * 8, weights * WIDTH * (WIDTH + 1) * 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(together, "ON_CPU", limit)
+        patch.setattr(blocks, "ON_CPU", limit)
         list(run_all(watched, [(4 * k, 4 * k + 4) for k in range(number)], [x] * number, watched.tape(None)))
     return watched.ran
 
