@@ -7,6 +7,7 @@ the default of the optimizer (`resolved` writes it out), and they are an error w
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -43,9 +44,9 @@ def newton(kind: Callable[..., GaussNewton]) -> Callable[..., GaussNewton]:
 # Those of torch that act on each number by itself, so that a slab of layers can be updated without the others, and our
 # own that know of the slabs.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+    "adam": partial(torch.optim.Adam, fused=True),  # one pass, without temporaries as large as all weights
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, fused=True),
     "rmsprop": torch.optim.RMSprop,
     "adamax": torch.optim.Adamax,
     "nadam": torch.optim.NAdam,

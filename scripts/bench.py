@@ -3,11 +3,14 @@
 
     mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
     python scripts/bench.py optimizers [--layers 32 --work 600 --problems peaks ellipses swissroll --docs docs]
+    python scripts/bench.py engine [--layers 512 --json FILE]
+    mpirun -n P python scripts/bench.py memory [--layers 1024 --width 32 --batch 512 --coarsening 32 --cycles 1]
     python scripts/bench.py peers [--quick --widths 2 8 --batches 32 256 --depths 64 512 --docs docs]
 
 `gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
 one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
-optimizers.png in runs/bench-optimizers (--docs: another folder). `peers` (see `peers.py`) starts its ranks itself and
+optimizers.png in runs/bench-optimizers (--docs: another folder). `engine` is the exact engine on one core, `memory` the
+peak memory of a rank (see `engine.py`, `footprint.py`). `peers` (see `peers.py`) starts its ranks itself and
 writes results/peers.json and peers.png in runs/bench-peers. Exit code 2: something given is not allowed.
 """
 
@@ -22,27 +25,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import engine
+import footprint
 import peers
 import torch
-from contest import Contestant, Gradients, cores, error, gathered, of_trunk, smooth_weights, timed
+from contest import (
+    Contestant,
+    cores,
+    error,
+    exact_gradient,
+    gathered,
+    of_plain,
+    of_trunk,
+    smooth_weights,
+    stacked,
+    timed,
+)
 from optimizers import PROBLEMS, optimizers
 from torch import Tensor, nn
 
 import lpnet
 from lpnet import slab
-
-
-def of_plain(net: nn.Sequential, y: Tensor, bar: Tensor) -> Callable[[], Gradients]:
-    """One gradient by autograd on the plain network."""
-    parameters = list(net.parameters())
-
-    def run() -> Gradients:
-        net.zero_grad(set_to_none=True)
-        x = y.clone().requires_grad_()
-        net(x).backward(bar)
-        return x.grad, [p.grad for p in parameters]  # type: ignore[return-value]
-
-    return run
 
 
 def versions() -> dict[str, str]:
@@ -117,19 +120,6 @@ def gradient(args: argparse.Namespace) -> None:
     if comm.rank == 0:
         results = [Result(c.name, s, e) for c, s, e in zip(contestants, seconds, errors, strict=True)]
         report(args, comm.size, results, memory)
-
-
-def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> Gradients:
-    """By autograd in float64, weights stacked."""
-    double = plain.double()
-    true = stacked(of_plain(double, y.double(), bar.double())())
-    plain.to(y.dtype)
-    return true
-
-
-def stacked(found: Gradients) -> Gradients:
-    """Gradients of K and b of all layers from those of the plain network's parameters."""
-    return found[0], [torch.stack(found[1][0::2]), torch.stack(found[1][1::2])]
 
 
 def tensors_bytes(tensors: Iterable[Tensor]) -> int:
@@ -212,7 +202,7 @@ def number(least: float, kind: type = int) -> Callable[[str], float]:
 def main() -> None:
     """Parse and run."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers|peers")
+    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers|engine|memory|peers")
     one = commands.add_parser("gradient", help="one full gradient against autograd", allow_abbrev=False)
     one.set_defaults(run=gradient)
     for key, value in {"layers": 256, "width": 32, "batch": 256, "coarsening": 16, "seed": 0}.items():
@@ -237,7 +227,8 @@ def main() -> None:
         "--docs", type=Path, default=Path("runs/bench-optimizers"),
         help="folder for optimizers.png and results/optimizers.json, which are overwritten (runs/bench-optimizers)",
     )  # fmt: skip
-    peers.add(commands, number, versions)
+    for module in (engine, footprint, peers):
+        module.add(commands, number, versions)
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lpnet
 from lpnet import slab
@@ -53,6 +53,19 @@ def of_trunk(trunk: lpnet.LayerParallel, y: Tensor, bar: Tensor) -> Callable[[],
     return run
 
 
+def of_plain(net: nn.Sequential, y: Tensor, bar: Tensor) -> Callable[[], Gradients]:
+    """One gradient by autograd on the plain network."""
+    parameters = list(net.parameters())
+
+    def run() -> Gradients:
+        net.zero_grad(set_to_none=True)
+        x = y.clone().requires_grad_()
+        net(x).backward(bar)
+        return x.grad, [p.grad for p in parameters]  # type: ignore[return-value]
+
+    return run
+
+
 def timed(contestant: Contestant, comm: slab.Comm) -> float:
     """Seconds until the last rank is done (on rank 0)."""
     torch.set_num_threads(contestant.threads)
@@ -73,6 +86,19 @@ def error(found: Gradients, true: Gradients) -> float:
         return math.sqrt(up / sum(float(y.double().square().sum()) for y in b))
 
     return max(relative([found[0]], [true[0]]), relative(found[1], true[1]))
+
+
+def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> Gradients:
+    """By autograd in float64, weights stacked."""
+    double = plain.double()
+    true = stacked(of_plain(double, y.double(), bar.double())())
+    plain.to(y.dtype)
+    return true
+
+
+def stacked(found: Gradients) -> Gradients:
+    """Gradients of K and b of all layers from those of the plain network's parameters."""
+    return found[0], [torch.stack(found[1][0::2]), torch.stack(found[1][1::2])]
 
 
 def gathered(trunk: lpnet.LayerParallel, found: Gradients) -> Gradients:

@@ -60,3 +60,25 @@ def test_optimizers_refuse_what_they_cannot_do_before_the_run(tmp_path):
         assert error.endswith(says + "\n")
         assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_engine_on_one_shape_of_each_layout(tmp_path):
+    """Packed and direct weights: both with the gradient of autograd."""
+    out = tmp_path / "found.json"
+    size = ["--widths", "3", "20", "--batches", "60", "30", "--layers", "16", "--rounds", "3", "--json", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), "engine", *size], check=True, capture_output=True, timeout=100)
+    found = json.loads(out.read_text())
+    assert [(row["width"], row["batch"]) for row in found["rows"]] == [(3, 60), (20, 30)]
+    for row in found["rows"]:
+        assert 0 < row["gradient_error"] < 1e-5
+        assert row["ratio"] == row["engine_us"] / row["autograd_us"]
+
+
+def test_peak_memory_is_near_what_is_needed(tmp_path):
+    """Of the exact chain in training: states, weights, gradients and Adam."""
+    out = tmp_path / "found.json"
+    size = ["--layers", "512", "--width", "32", "--batch", "512", "--json", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), "memory", *size], check=True, capture_output=True, timeout=100)
+    found = json.loads(out.read_text())
+    assert found["states_bytes"] == 4 * 512 * 32 * 512
+    assert 0.9 < found["ratio"] < 1.3  # 1.15 where states are many times larger than what the process needs beside
