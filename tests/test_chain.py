@@ -6,13 +6,14 @@ import pytest
 import torch
 from reference import normal
 from torch import Tensor
-from virtual_ranks import BATCH, WIDTH, ThreadComm, World
+from virtual_ranks import BATCH, WIDTH
 
 from lpnet import Serial
+from lpnet.crew import Crew, ThreadComm
 from lpnet.dynamics import Dense, Hamiltonian
 from lpnet.engine import Engine
 from lpnet.how import How
-from lpnet.slab import Slab
+from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
 from lpnet.steppers import Euler, Verlet
 
@@ -47,31 +48,31 @@ class Telling(ThreadComm):
 def adjoint(name: str, ranks: int, Q: int, store: Any = "all") -> list[Found]:
     """Of all ranks."""
     stepper, module = MODULES[name]
-    stack, world = Stack(module(WIDTH), stepper), World(ranks)
+    stack, crew = Stack(module(WIDTH), stepper), Crew(ranks)
     shapes = {name: p.shape for name, p in module(WIDTH).named_parameters()}
     theta = {name: 0.5 * normal(N, *shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
     x, z = (normal(stepper.memory, WIDTH, BATCH, seed=seed) for seed in (7, 8))
 
-    def rank(r: int) -> Found:
-        comm = Telling(world, r)
-        comm.events = []
-        engine = Engine(stepper, 2.0 / N, Slab(N, comm), How(store))
+    def rank(comm: Comm) -> Found:
+        telling = Telling(crew, comm.rank)
+        telling.events = []
+        engine = Engine(stepper, 2.0 / N, Slab(N, telling), How(store))
         local = {name: value[engine.slab.lo : engine.slab.hi] for name, value in theta.items()}
         prepared = engine.prepare(local, lambda weights, _: stack.fields(weights))
         _, solution, _ = engine.forward(prepared, x, Serial(Q), True)
-        comm.events.clear()
+        telling.events.clear()
         pull = prepared.layers.pull
 
         def told(a: int, b: int, z: Tensor, tape: Any, gradients: bool) -> Tensor:
-            comm.events.append("graded" if gradients else "plain")
+            telling.events.append("graded" if gradients else "plain")
             return pull(a, b, z, tape, gradients)
 
         prepared.layers.pull = told  # type: ignore[method-assign]
         bar, info, _ = engine.adjoint(prepared, solution, z, Serial(Q))
         grads = stack.gradients(local, dict(prepared.layers.fields))
-        return Found(dict(zip(local, grads, strict=True)), bar, comm.events, info.layers, prepared.layers.n)
+        return Found(dict(zip(local, grads, strict=True)), bar, telling.events, info.layers, prepared.layers.n)
 
-    return world.run(rank)
+    return crew.run(rank)
 
 
 @pytest.mark.parametrize("name", list(MODULES))

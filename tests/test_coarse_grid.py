@@ -6,13 +6,14 @@ import pytest
 import torch
 from reference import error, normal
 from torch import Tensor
-from virtual_ranks import BATCH, MODULES, WIDTH, ThreadComm, World
+from virtual_ranks import BATCH, MODULES, WIDTH
 
 from lpnet import MGRIT, InputError
 from lpnet.cost import critical_path
 from lpnet.costs import Costs
+from lpnet.crew import Crew, ThreadComm
 from lpnet.engine import Engine
-from lpnet.slab import Slab
+from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
 from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
 
@@ -22,8 +23,8 @@ N = 22
 class Telling(ThreadComm):
     """Notes how large its messages are."""
 
-    def __init__(self, world: World, rank: int) -> None:
-        super().__init__(world, rank)
+    def __init__(self, crew: Crew, rank: int) -> None:
+        super().__init__(crew, rank)
         self.sent: list[int] = []
 
     def send(self, x: Tensor, to: int) -> None:
@@ -33,13 +34,13 @@ class Telling(ThreadComm):
 
 def gradient(stepper: Stepper, ranks: int, options: MGRIT, unit: int = 1) -> list[tuple[list[Tensor], list[int]]]:
     """Of each rank: output, gradients and residuals, and the sizes of the states it sent."""
-    stack, world = Stack(MODULES[stepper.terms](WIDTH), stepper), World(ranks)
+    stack, crew = Stack(MODULES[stepper.terms](WIDTH), stepper), Crew(ranks)
     theta = {"K": normal(N, WIDTH, WIDTH), "b": normal(N, WIDTH, seed=1)}
     x, z = (normal(stepper.memory, WIDTH, BATCH, seed=seed) for seed in (2, 3))
 
-    def rank(r: int) -> tuple[list[Tensor], list[int]]:
-        comm = Telling(world, r)
-        engine = Engine(stepper, 2.0 / N, Slab(N, comm, unit))
+    def rank(comm: Comm) -> tuple[list[Tensor], list[int]]:
+        telling = Telling(crew, comm.rank)
+        engine = Engine(stepper, 2.0 / N, Slab(N, telling, unit))
         local = {name: value[engine.slab.lo : engine.slab.hi] for name, value in theta.items()}
         prepared = engine.prepare(local, lambda weights, _: stack.fields(weights))
         y, solution, _ = engine.forward(prepared, x, options, True)
@@ -47,9 +48,9 @@ def gradient(stepper: Stepper, ranks: int, options: MGRIT, unit: int = 1) -> lis
         grads = stack.gradients(local, dict(prepared.layers.fields))
         residuals = torch.tensor(solution.info.residuals + info.residuals, dtype=torch.float64)
         parts = [engine.slab.gather(g) for g in grads]
-        return [y, bar, residuals, *parts], comm.sent
+        return [y, bar, residuals, *parts], telling.sent
 
-    return world.run(rank)
+    return crew.run(rank)
 
 
 @pytest.mark.parametrize("stepper", [Euler(), Verlet(), Leapfrog(), RK4(), AB3()], ids=lambda s: type(s).__name__)
