@@ -79,7 +79,7 @@ VALUES = [
     ("--solver.forward.samples=99", "solver.forward.samples: 99", "at most the coarsening factor"),
     ("--solver.forward.tol=0", "solver.forward.tol: 0.0", "positive"),
     ("ellipses --solver.forward.passes=2", "solver.forward.passes: 2", "none"),
-    ("--solver.forward.micro_batches=2", "solver.forward.micro_batches: 2", "kind mgrit"),
+    ("--solver.forward.micro_batches=0", "solver.forward.micro_batches: 0", "at least 1"),
     ("--solver.forward.kind=serial --solver.forward.cycles=2", "solver.forward.cycles: 2", "only micro_batches"),
     ("--solver.forward.kind=serial --solver.forward.micro_batches=0", "solver.forward.micro_batches: 0", "at least 1"),
     ("--solver.forward=5", "solver.forward", "--solver.forward.KEY VALUE"),

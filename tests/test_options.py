@@ -38,9 +38,11 @@ def test_bad_mgrit_is_one_line_that_names_the_key(key: str, given: dict[str, Any
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.0, True, "2", None])
-def test_bad_serial(given: Any) -> None:
+def test_bad_micro_batches(given: Any) -> None:
     with pytest.raises(InputError, match=r"^micro_batches: .* given, .* allowed$"):
         Serial(micro_batches=given)
+    with pytest.raises(InputError, match=r"^micro_batches: .* given, .* allowed$"):
+        MGRIT(micro_batches=given)
 
 
 @pytest.mark.parametrize(
