@@ -13,10 +13,12 @@ Key = tuple[float | None, int, int, int]
 """Allowed error (None: exact), layers, width, batch."""
 LIMIT = 4.0
 """Factors beyond have the colour of this one."""
-ENGINES = {"serial": "serial", "serial, all cores": "serial, all\ncores", "chain": "chain", "MGRIT": "MGRIT"}
+
+Verdict = tuple[float, str, str]
+"""Gain, lpnet's engine, the fastest peer."""
 
 
-def drawn(gains: dict[Key, tuple[float, str]], ranks: int, path: Path) -> None:
+def drawn(gains: dict[Key, Verdict], ranks: int, path: Path) -> None:
     """One row for exact gradients and one for an allowed error, one column for each depth; grey: left out."""
     tols, depths, widths, batches = (list(dict.fromkeys(key[i] for key in gains)) for i in range(4))
     for values in (depths, widths, batches):
@@ -36,18 +38,22 @@ def drawn(gains: dict[Key, tuple[float, str]], ranks: int, path: Path) -> None:
     bar = figure.colorbar(image, ax=axes, ticks=ticks, shrink=0.8, extend="both")
     bar.ax.set_yticklabels([f"{2**tick:.2g}" for tick in ticks])
     bar.set_label("time of the fastest peer / time of lpnet's fastest engine")
+    words = "named: lpnet's fastest engine (all: all cores), and the peer that is faster; grey: left out"
+    figure.supxlabel(words, fontsize=9)
     save(figure, path)
 
 
-def panel(ax, found: dict[tuple[int, int], tuple[float, str]], widths: list[int], batches: list[int]):
+def panel(ax, found: dict[tuple[int, int], Verdict], widths: list[int], batches: list[int]):
     """Width × batch for one depth; grey: left out."""
     values = np.full((len(widths), len(batches)), np.nan)
     ax.set_facecolor("0.85")
-    for (width, batch), (gain, engine) in found.items():
+    for (width, batch), (gain, *names) in found.items():
         i, j = widths.index(width), batches.index(batch)
         values[i, j] = math.log2(gain)
         color = "white" if abs(values[i, j]) > 0.6 * math.log2(LIMIT) else "black"
-        ax.text(j, i, f"{gain:.2f}\n{ENGINES[engine]}", ha="center", va="center", fontsize=7.5, color=color)
+        ours, peer = (name.replace(", all cores", ", all") for name in names)
+        words = ours if gain >= 1 else f"{ours}\n< {peer}"  # who wins, where lpnet does not
+        ax.text(j, i, f"{gain:.2f}\n{words}", ha="center", va="center", fontsize=7.5, color=color)
     norm = TwoSlopeNorm(0.0, -math.log2(LIMIT), math.log2(LIMIT))
     image = ax.imshow(values, cmap="PuOr", norm=norm, origin="lower", aspect="auto")
     ax.set_xticks(range(len(batches)), batches)
@@ -55,10 +61,10 @@ def panel(ax, found: dict[tuple[int, int], tuple[float, str]], widths: list[int]
     return image
 
 
-def title(gains: dict[Key, tuple[float, str]], ranks: int) -> str:
+def title(gains: dict[Key, Verdict], ranks: int) -> str:
     """What the picture says."""
     loose = max(key[0] for key in gains if key[0] is not None)
-    exact, all_ = ([gain for (tol, *_), (gain, _) in gains.items() if tol == which] for which in (None, loose))
+    exact, all_ = ([gain for (tol, *_), (gain, *_) in gains.items() if tol == which] for which in (None, loose))
     won = [sum(gain > 1 for gain in part) for part in (exact, all_)]
     found = f"Faster than every peer on {ranks} rank{'s' if ranks > 1 else ''}"
     return f"{found}: lpnet at {won[0]} of {len(exact)} sizes (exact), at {won[1]} (gradient error ≤ {loose:g})"

@@ -194,13 +194,14 @@ def row(entry: Entry, seconds: list[float], wrong: float) -> Row:
 # ---- table and files -------------------------------------------------------------------------------------------------
 
 
-def verdict(point: Point, tol: float | None) -> tuple[float, str]:
-    """Time of the fastest peer over that of the fastest of lpnet, and its engine; tol None: exact engines only."""
+def verdict(point: Point, tol: float | None) -> tuple[float, str, str]:
+    """Time of the fastest peer over that of the fastest of lpnet, and their engines; tol None: exact ones only."""
     def allowed(row: Row) -> bool:
-        return row.engine != "MGRIT" if tol is None else row.engine != "MGRIT" or row.gradient_error <= tol
+        return row.engine != "MGRIT" or (tol is not None and row.gradient_error <= tol)
 
     best = min((row for row in point.rows if row.ours and allowed(row)), key=lambda row: row.median_s)
-    return min(row.median_s for row in point.rows if not row.ours) / best.median_s, best.engine
+    peer = min((row for row in point.rows if not row.ours), key=lambda row: row.median_s)
+    return peer.median_s / best.median_s, best.engine, peer.engine
 
 
 WIDTHS = (8, 10, 8, 10, 9, 9, 8, 10, 9, 15, 15)
@@ -288,7 +289,7 @@ def add(commands, number: Callable, versions: Callable[[], dict[str, str]]) -> N
     one.add_argument("--minutes", type=number(0, float), default=15.0, help="after which no point is begun (15)")
     one.add_argument("--memory", type=number(0, float), default=4.0, help="GiB that a point may take (4)")
     one.add_argument("--longest", type=number(0, float), default=1.5, help="seconds of a gradient by autograd (1.5)")
-    one.add_argument("--block", type=number(1), help="layers that torch.compile sees at once (32; quick: 8)")
+    one.add_argument("--block", type=number(1), help="layers that torch.compile sees at once (16; quick: 8)")
     one.add_argument("--skip-compile", action="store_true", help="leave out torch.compile")
     one.set_defaults(compile="skipped")
     one.add_argument(
@@ -302,7 +303,7 @@ def run(args: argparse.Namespace, versions: Callable[[], dict[str, str]]) -> Non
     for key, value in (QUICK if args.quick else FULL).items():
         setattr(args, key, getattr(args, key) or list(value))
     args.seconds = args.seconds if args.seconds is not None else (0.5 if args.quick else 4.0)
-    args.block = args.block or (8 if args.quick else 32)
+    args.block = args.block or (8 if args.quick else 16)
     if slab.launcher() is None and args.ranks > 1:
         sys.exit(started(args.ranks))
     # One thread compiles: helpers would take the cores of the next contestant.

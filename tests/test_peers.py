@@ -71,9 +71,9 @@ def test_the_verdict_compares_the_fastest_at_an_allowed_error(peers):
         row(peers, "MGRIT", 1.0, True, 5e-3),
     ]  # fmt: skip
     point = peers.Point(1, 1, 1, rows)
-    assert peers.verdict(point, None) == (1.5, "serial")
-    assert peers.verdict(point, 1e-4) == (1.5, "serial")
-    assert peers.verdict(point, 1e-2) == (3.0, "MGRIT")
+    assert peers.verdict(point, None) == (1.5, "serial", "GPipe")
+    assert peers.verdict(point, 1e-4) == (1.5, "serial", "GPipe")
+    assert peers.verdict(point, 1e-2) == (3.0, "MGRIT", "GPipe")
 
 
 def test_choices_have_the_least_work_that_is_good_enough(peers):
