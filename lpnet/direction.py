@@ -2,11 +2,24 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lpnet import hierarchy
 from lpnet.coarsen import Span
+from lpnet.hierarchy import Level
 from lpnet.options import MGRIT
 from lpnet.slab import Slab
+
+
+class State(NamedTuple):
+    """A coarse step k, the layer where its state is, and the ranks of both."""
+
+    k: int
+    layer: int
+    owner: int
+    source: int
 
 
 class Direction:
@@ -32,17 +45,61 @@ class Direction:
         self.next = busy[place + 1] if place is not None and place + 1 < len(busy) else None
         self.behind = len(busy) - 1 - place if place is not None else 0
 
+        self._levels: dict[Any, list[tuple[int, ...]]] = {}
+        self._views: dict[Any, list[Level]] = {}
+        self._spans: dict[tuple[int, ...], list[Span]] = {}
+        self._owners: dict[tuple[Span, ...], list[int]] = {}
+        self._states: dict[tuple[int, ...], list[State]] = {}
+        self._points: dict[tuple[int, ...], tuple[list[int], np.ndarray]] = {}
+
+    # All of this depends on the options alone and grows with N/m, so that a solve does not do it again.
+
     def levels(self, options: MGRIT) -> list[tuple[int, ...]]:
         """Bounds of the levels in this direction."""
-        found = hierarchy.bounds(self.slab.layers, options)
-        return hierarchy.mirrored(found) if self.adjoint else found
+        key = options.coarsening, options.levels
+        if key not in self._levels:
+            found = hierarchy.bounds(self.slab.layers, options)
+            self._levels[key] = hierarchy.mirrored(found) if self.adjoint else found
+        return self._levels[key]
+
+    def view(self, bounds: Sequence[tuple[int, ...]]) -> list[Level]:
+        """All levels of these bounds as this rank sees them."""
+        key = tuple(bounds[1:])
+        if key not in self._views:
+            self._views[key] = hierarchy.build(bounds, self.starts, self.order, self.slab.comm.rank)
+        return self._views[key]
 
     def spans(self, bound: tuple[int, ...]) -> list[Span]:
         """Spans of the steps of one level in the layer index, first layer first."""
-        n = self.slab.layers
-        spans = list(pairwise(bound))
-        return [(n - b, n - a) for a, b in reversed(spans)] if self.adjoint else spans
+        if bound not in self._spans:
+            n, spans = self.slab.layers, list(pairwise(bound))
+            self._spans[bound] = [(n - b, n - a) for a, b in reversed(spans)] if self.adjoint else spans
+        return self._spans[bound]
 
     def owners(self, spans: Sequence[Span]) -> list[int]:
         """Rank of each step: that of the layer which this direction meets first."""
-        return [self.slab.owner(b - 1 if self.adjoint else a) for a, b in spans]
+        key = tuple(spans)
+        if key not in self._owners:
+            self._owners[key] = [self.slab.owner(b - 1 if self.adjoint else a) for a, b in spans]
+        return self._owners[key]
+
+    def states(self, bound: tuple[int, ...]) -> list[State]:
+        """What coarse steps of a level are linearised at, where this rank has the step or the state."""
+        if bound not in self._states:
+            rank, spans = self.slab.comm.rank, self.spans(bound)
+            found = [
+                State(k, a, owner, self.slab.owner(a))
+                for k, ((a, _), owner) in enumerate(zip(spans, self.owners(spans), strict=True))
+            ]
+            # Step 0 is the last one of the adjoint, which no coarse problem evaluates.
+            self._states[bound] = [s for s in found[1:] if rank in (s.owner, s.source)]
+        return self._states[bound]
+
+    def points(self, bound: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+        """How many C-points each rank has, and where those of the direction are among those in the order of ranks."""
+        if bound not in self._points:
+            at_place = hierarchy.counts(bound, self.starts)
+            counts = [at_place[self.order.index(rank)] for rank in range(len(self.order))]
+            at = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+            self._points[bound] = counts, np.concatenate([at[rank] for rank in self.order])
+        return self._points[bound]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet import chain, hierarchy
+from lpnet import chain
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
 from lpnet.direction import Direction
@@ -155,7 +155,7 @@ class Engine:
     ) -> tuple[Tensor | None, Solution, list[Tensor]]:
         layers, ahead = prepared.layers, self.ahead
         layers.micro_batch(0)
-        levels = hierarchy.build(bounds, ahead.starts, ahead.order, self.comm.rank)
+        levels = ahead.view(bounds)
         x0 = layers.lift(x) if self.comm.rank == ahead.first else x
         if options.initial == "constant":
             x0 = self.comm.bcast_(x0.contiguous(), ahead.first)
@@ -214,14 +214,10 @@ class Engine:
         self, direction: Direction, bounds: list[tuple[int, ...]]
     ) -> Callable[[np.ndarray], np.ndarray]:
         """Sum of rows over all C-points in the order of the direction, the same for every number of ranks."""
-        at_place = hierarchy.counts(bounds[1], direction.starts)
-        at_rank = [0] * self.comm.size
-        for place, rank in enumerate(direction.order):
-            at_rank[rank] = at_place[place]
+        counts, order = direction.points(bounds[1])
 
         def total(rows: np.ndarray) -> np.ndarray:
-            gathered = np.split(self.comm.allgather(rows, at_rank), np.cumsum(at_rank)[:-1])
-            return np.asarray(np.concatenate([gathered[rank] for rank in direction.order]).sum(axis=0))
+            return np.asarray(self.comm.allgather(rows, counts)[order].sum(axis=0))
 
         return total
 
@@ -278,7 +274,7 @@ class Engine:
         layers, back = prepared.layers, self.back
         (tape,) = layers.retape(solution.tapes, 1, solution.x)
         layers.micro_batch(0)
-        levels = hierarchy.build(bounds, back.starts, back.order, self.comm.rank)
+        levels = back.view(bounds)
         if options.initial == "constant":
             guess = [z] * (levels[0].coarse_hi - levels[0].coarse_lo)
         coarse = [self.coarse(prepared, back, bound, options) for bound in bounds[1:]]
@@ -310,12 +306,7 @@ class Engine:
         tangents: bool,
     ) -> None:
         """Linearise the coarse steps of a level at the states of the last forward sweep, fetched where needed."""
-        spans = self.back.spans(bound)
-        owners = self.back.owners(spans)
-        # Step 0 is the last one of the adjoint, which no coarse problem evaluates.
-        steps_of = enumerate(zip(spans, owners, strict=True))
-        needed = [(k, a, owner, self.slab.owner(a)) for k, ((a, _), owner) in steps_of if k]
-        rank = self.comm.rank
+        rank, needed = self.comm.rank, self.back.states(bound)
         coming = {k: self.comm.post(like, source) for k, _, owner, source in needed if owner == rank != source}
         for _, a, owner, source in needed:
             if source == rank != owner:

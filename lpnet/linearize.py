@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lpnet import chain, hierarchy
+from lpnet import chain
 from lpnet.coarse_grid import one_by_one
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import restrict
@@ -186,7 +186,7 @@ class Linearization:
     ) -> Tensor | None:
         engine, ahead, comm = self._engine, self._engine.ahead, self._engine.comm
         self._prepared.layers.micro_batch(0)
-        levels = hierarchy.build(bounds, ahead.starts, ahead.order, comm.rank)
+        levels = ahead.view(bounds)
         dot = self._layers.lift(self._solution.x, dot) if comm.rank == ahead.first else dot
         guess = None
         if options.initial == "constant":

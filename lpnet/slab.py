@@ -11,6 +11,7 @@ CUDA-aware) are staged through the host. `Comm` itself is the serial twin: one r
 import math
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -265,7 +266,7 @@ class Slab:
 
     def owner(self, layer: int) -> int:
         """The rank that owns this layer."""
-        return int(np.searchsorted(self.starts, layer, side="right")) - 1
+        return bisect_right(self.starts, layer) - 1
 
     def gather(self, local: Tensor) -> Tensor:
         """All layers of a stacked tensor, (n, ...) -> (N, ...), on every rank; collective."""
