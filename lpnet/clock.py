@@ -216,7 +216,7 @@ class _Rank(FinePropagator):
 class _Timed(Solver):
     """The solver of one rank with a clock."""
 
-    def _residual(self) -> np.ndarray:
+    def _residual(self) -> Tensor:
         one = self.fine
         assert isinstance(one, _Rank)
         one.time = one.time.after(len(self.c) * one.point)

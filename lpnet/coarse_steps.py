@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lpnet import programs
 from lpnet.blocks import Blocks, most, shared
+from lpnet.constants import constant
 from lpnet.fields import Field, Slot
 from lpnet.programs import Fields, Kept, Place
 from lpnet.propagator import Workspace, state_of
@@ -231,9 +233,8 @@ class Some(NamedTuple):
 
 def _picard_matrix(program: Picard, like: Tensor) -> tuple[Tensor, Tensor]:
     """M with M_il = H_l for l < i and ½(H_i − h) on the diagonal, and the vector H."""
-    H = torch.tensor([n * program.h for n in program.lengths], dtype=like.dtype, device=like.device)
-    M = H.expand(len(H), -1).tril(-1) + torch.diag((H - program.h) / 2)
-    return M, H
+    H = np.array([n * program.h for n in program.lengths])
+    return constant(np.tril(np.tile(H, (len(H), 1)), -1) + np.diag((H - program.h) / 2), like), constant(H, like)
 
 
 class Pass(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.constants import constant
 from lpnet.options import MGRIT
 from lpnet.slab import Slab
 from lpnet.steppers import Program, Stepper, coarse_of
@@ -79,7 +80,7 @@ def _shares(stack: Tensor, lo: int, group: Sequence[Span], rows: np.ndarray) -> 
     if len(group) == 1:
         return _share(stack, lo, group[0], rows)
     layers = stack[group[0][0] - lo : group[-1][1] - lo].reshape(len(group), rows.shape[1], -1)
-    return torch.matmul(torch.from_numpy(rows).to(stack), layers).reshape(-1, *stack.shape[1:])
+    return torch.matmul(constant(rows, stack), layers).reshape(-1, *stack.shape[1:])
 
 
 def _share(stack: Tensor, lo: int, span: Span, rows: np.ndarray) -> Tensor:
@@ -88,7 +89,7 @@ def _share(stack: Tensor, lo: int, span: Span, rows: np.ndarray) -> Tensor:
     first, end = max(a, lo), min(b, lo + len(stack))
     if first >= end:
         return stack.new_zeros(len(rows), *stack.shape[1:])
-    own = torch.from_numpy(rows[:, first - a : end - a]).to(stack)
+    own = constant(rows[:, first - a : end - a], stack)
     return torch.tensordot(own, stack[first - lo : end - lo], 1)
 
 

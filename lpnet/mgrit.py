@@ -16,7 +16,8 @@ Knows propagators, levels and tensors; no networks, no losses. The adjoint is th
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,13 +30,32 @@ from lpnet.messages import Channel, Posted
 from lpnet.options import MGRIT
 
 
+class _Later:
+    """Numbers that may be given as a function, which is called as soon as somebody looks."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, one: object, owner: type | None = None) -> list[float]:
+        if one is None:
+            return ()  # type: ignore[return-value]  # the default, of which each object gets a list of its own
+        kept = one.__dict__[self._name]
+        if callable(kept):
+            kept = one.__dict__[self._name] = kept()
+        return kept
+
+    def __set__(self, one: object, value: Iterable[float] | Callable[[], list[float]]) -> None:
+        one.__dict__[self._name] = value if callable(value) else list(value)
+
+
 @dataclass
 class Info:
     """What a solve did.
 
     Attributes:
         solver: "mgrit" or "serial".
-        residuals: relative residual at the C-points, |F_k(c_k) − c_{k+1}| / |c|, after the first sweep and each cycle.
+        residuals: relative residual at the C-points, |F_k(c_k) − c_{k+1}| / |c|, after the first sweep and each cycle;
+            on one rank they are fetched from the device when one looks.
         cycles: cycles done.
         levels: levels used.
         evaluations: evaluations of layers and coarse steps on this rank (a coarse step counts as one).
@@ -45,12 +65,15 @@ class Info:
     """
 
     solver: str
-    residuals: list[float] = field(default_factory=list)
+    residuals: _Later = _Later()
     cycles: int = 0
     levels: int = 1
     evaluations: int = 0
     layers: int = 0
     round_trip: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_residuals": self.residuals}
 
     def count(self, layers: int) -> None:
         """So many evaluations of layers more."""
@@ -118,7 +141,7 @@ class Solver:
             x0: initial state, used by the owner of the first step (a template for the others).
             guess: C-point values of this rank to start from, or what `tau` returned (``initial="tau"``); None: one
                 coarse solve without either.
-            total: collective sum of rows (k, 2) over all C-points, in their order.
+            total: collective sum of rows (k, 2) over all C-points, in their order; `here` where this rank has them all.
 
         Returns:
             F_last(c_last), one cycle ahead of the C-points, on the rank that owns the last layer; else None.
@@ -127,7 +150,7 @@ class Solver:
         once = len(self.levels) == 2 and self.options.initial != "tau"  # one chain a cycle
         self._last = once and not self.options.cycles
         self.c = self._start(guess)
-        norms: list[np.ndarray] = []
+        squares: list[Tensor] = []
         for cycle in range(self.options.cycles + 1):
             last = cycle == self.options.cycles
             self._last = once and last
@@ -137,23 +160,21 @@ class Solver:
             else:
                 self.fine.sweep(last or self._early)
                 self._sweep(0, self.c)
-            norms.append(self._residual())
-            if self._early and self._record(total(norms.pop()[:, None, :])) <= (self.options.tol or 0.0):
-                break
-        if norms:
-            self._record(total(np.stack(norms, axis=1)))
+            squares.append(self._residual())
+            if self._early:
+                self.info.residuals += _ratios(squares, total)
+                squares = []
+                if self.info.residuals[-1] <= (self.options.tol or 0.0):
+                    break
+        if squares:
+            found = partial(_ratios, squares, total)
+            self.info.residuals = found if total is here else found()
         self.info.evaluations += sum(grid.evaluations for grid in self.grids)
         return self.end
 
     @property
     def _early(self) -> bool:
         return self.options.tol is not None
-
-    def _record(self, sums: np.ndarray) -> float:
-        for difference, size in sums:
-            ratio = difference / size if size else (math.inf if difference else 0.0)
-            self.info.residuals.append(math.sqrt(ratio))  # not finite where the states are not
-        return self.info.residuals[-1]
 
     def tau(self) -> list[Tensor]:
         """τ_k = F_{k−1}(c_{k−1}) − G_{k−1}(c_{k−1}) (0 for k = 0) at this rank's C-points, level by level; collective.
@@ -291,11 +312,32 @@ class Solver:
             arrived = v if depth == 0 else self.grids[depth - 1].plus_rhs(segment.i1, v)
             self._arrived[depth][segment.interval + 1 - level.coarse_lo] = arrived
 
-    def _residual(self) -> np.ndarray:
-        """Rows (|F_{k−1}(c_{k−1}) − c_k|², |c_k|²) of this rank's C-points."""
-        rows, norm = np.zeros((len(self.c), 2)), torch.linalg.vector_norm
-        pairs = [(i, c, F) for i, (c, F) in enumerate(zip(self.c, self._arrived[0], strict=True)) if F is not None]
-        if pairs:  # one transfer from the device
-            norms = torch.stack([size for _, c, F in pairs for size in (norm(F - c), norm(c))]).double().cpu().numpy()
-            rows[[i for i, _, _ in pairs]] = norms.reshape(-1, 2) ** 2
-        return rows
+    def _residual(self) -> Tensor:
+        """Rows (|F_{k−1}(c_{k−1}) − c_k|², |c_k|²) of this rank's C-points, (points, 2), in float64 on their device."""
+        pairs = [(c, F) for c, F in zip(self.c, self._arrived[0], strict=True) if F is not None]
+        rows = self.x0.new_zeros(len(self.c), 2, dtype=torch.float64)
+        if pairs:
+            found = _norms([c for c, _ in pairs], [F for _, F in pairs])
+            rows[len(self.c) - len(pairs) :] = found  # the first point of all has nothing before it
+        return rows.square_()
+
+
+def here(rows: np.ndarray) -> np.ndarray:
+    """Sum of rows (k, 2) over the C-points of a rank that has them all."""
+    return np.asarray(rows.sum(axis=0))
+
+
+def _norms(c: list[Tensor], F: list[Tensor]) -> Tensor:
+    """(|F_k − c_k|, |c_k|) for all k, (points, 2); a GPU does them in a few launches."""
+    if c[0].device.type == "cpu":  # one after the other, so that the differences need no memory
+        norm = torch.linalg.vector_norm
+        return torch.stack([size for a, b in zip(c, F, strict=True) for size in (norm(b - a), norm(a))]).view(-1, 2)
+    sizes = (torch._foreach_norm(torch._foreach_sub(F, c)), torch._foreach_norm(c))
+    return torch.stack([torch.stack(list(column)) for column in sizes], dim=1)
+
+
+def _ratios(squares: list[Tensor], total: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+    """Relative residuals of some sweeps, by one transfer from the device."""
+    sums = total(torch.stack(squares, dim=1).cpu().numpy())
+    ratios = [up / down if down else (math.inf if up else 0.0) for up, down in sums]
+    return [math.sqrt(ratio) for ratio in ratios]  # not finite where the states are not
