@@ -13,7 +13,9 @@ from torch import Tensor
 ETA = 0.1
 """Half width of the quadratic part of the smoothed ReLU."""
 
-_aten = torch.ops.aten
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
+_gelu_backward = torch.ops.aten.gelu_backward.grad_input
 
 
 class Activation(NamedTuple):
@@ -65,7 +67,7 @@ def _tanh_by_sigmoid(u: Tensor, out: Tensor) -> Tensor:
 
 
 def _tanh_pull(bar: Tensor, a: Tensor, out: Tensor) -> Tensor:
-    return _aten.tanh_backward.grad_input(bar, a, grad_input=out)
+    return _tanh_backward(bar, a, grad_input=out)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -74,14 +76,14 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.relu,
         lambda u, out: torch.clamp_min(u, 0, out=out),
         _same,
-        lambda bar, a, out: _aten.threshold_backward.grad_input(bar, a, 0, grad_input=out),
+        lambda bar, a, out: _threshold_backward(bar, a, 0, grad_input=out),
     ),
     "smooth_relu": Activation(smooth_relu, _smooth_relu_apply, _same, _smooth_relu_pull),
     "gelu": Activation(
         torch.nn.functional.gelu,
         lambda u, out: torch.nn.functional.gelu(out.copy_(u)),
         torch.nn.functional.gelu,
-        lambda bar, u, out: _aten.gelu_backward.grad_input(bar, u, grad_input=out),
+        lambda bar, u, out: _gelu_backward(bar, u, grad_input=out),
         slope=1.1289042,  # Φ(u) + u φ(u) at u = √2
     ),
 }

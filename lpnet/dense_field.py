@@ -67,14 +67,17 @@ class DenseField:
     ) -> None:
         self.weights, self.sign = weights, weights.sign
         self.activation = kernels(activation, weights.M.device)
+        self._apply, self._value, self._slope = self.activation[1:4]
         self.pool = Pool() if pool is None else pool
         n, self.hidden, width = weights.M.shape
         scale = self.activation.scale
         self.packed: Packed | None = None
+        self.A: tuple[Tensor, ...] | None = None  # (M, b) where they are packed
         if is_packed(self.hidden, width, batch):
             key = ("weights", n, self.hidden, width, weights.M.dtype, weights.M.device)
             self.packed = self.pool.take(key, lambda: Packed(weights), self)
             self.packed.load(weights, scale)
+            self.A = self.packed.A
             self.M, self.Mt, self.b, self.held = self.packed.M, self.packed.Mt, self.packed.b, scale
         else:
             self.M, self.Mt = weights.M.unbind(), weights.M.transpose(1, 2).unbind()
@@ -83,7 +86,7 @@ class DenseField:
         self.C = None if weights.C is None else weights.C.unbind()
         self._made: list[Tensor] = []  # gradients of M, b and C
         self._each: list[tuple[Tensor, ...]] = []  # the same layer by layer
-        self._touched = [False] * n
+        self._touched = [0] * n  # 1 where the gradient of a layer has begun
         self._scratch: tuple[Tensor, Tensor] | None = None
 
     # ---- layout --------------------------------------------------------------------------------------------------
@@ -130,7 +133,7 @@ class DenseField:
     def _into(self, u: Tensor, j: int, y: Tensor) -> Tensor:
         """σ(M y + b); u is overwritten by the tape."""
         torch.addmm(self.b[j], self.M[j], y, beta=self.wanted, alpha=self.wanted, out=u)
-        return self.activation.apply(u, u)
+        return self._apply(u, u)
 
     def plus(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Tensor], j: int, at: int) -> None:
         a = self._into(tape[at], j, y)
@@ -142,18 +145,18 @@ class DenseField:
     plus_linear = plus
 
     def add(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
-        if self.packed is None:
+        if self.A is None:
             a = self._into(tape[at], j, source.view)
         else:
-            u = torch.mm(self.packed.A[j], source.full, out=tape[at])
-            a = self.activation.apply(u, u)
+            u = torch.mm(self.A[j], source.full, out=tape[at])
+            a = self._apply(u, u)
         if self.C is None:
             target.view.add_(a, alpha=self.sign * w)
         else:
             target.view.addmm_(self.C[j], a, alpha=self.sign * w)
 
     def remove(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
-        a = self.activation.value(tape[at])
+        a = self._value(tape[at])
         if self.C is None:
             target.view.sub_(a, alpha=self.sign * w)
         else:
@@ -164,7 +167,7 @@ class DenseField:
         d, e = self._pair(kept)
         if self.C is not None:
             bar = torch.mm(self.C[j].t(), bar, out=e)
-        return self.activation.pull(bar, kept, d)
+        return self._slope(bar, kept, d)
 
     def pull(
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
@@ -175,16 +178,16 @@ class DenseField:
     def pull_grad(
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
     ) -> None:
-        kept, keep, w, each = tape[at], int(self._touched[j]), self.sign * w, self._each
-        self._touched[j] = True
+        kept, keep, w = tape[at], self._touched[j], self.sign * w
+        self._touched[j] = 1
         if self.C is not None:
-            each[-1][j].addmm_(target_bar, self.activation.value(kept).t(), beta=keep, alpha=w)
+            self._each[-1][j].addmm_(target_bar, self._value(kept).t(), beta=keep, alpha=w)
         d = self._cotangent(j, target_bar, kept)
         if self.packed is not None:
             self.packed.G[j].addmm_(d, source.turned, beta=keep, alpha=w)
         else:
-            each[0][j].addmm_(d, source.columns, beta=keep, alpha=w)
-            each[1][j].addmv_(d, source.ones, beta=keep, alpha=w)
+            self._each[0][j].addmm_(d, source.columns, beta=keep, alpha=w)
+            self._each[1][j].addmv_(d, source.ones, beta=keep, alpha=w)
         source_bar.addmm_(self.Mt[j], d, alpha=w / self.held)
 
     def tangent(
@@ -224,7 +227,7 @@ class DenseField:
             else:
                 self._made.append(self.pool.empty(like.shape, like))
                 self._each.append(self._made[-1].unbind())
-        self._touched = [False] * len(self.M)
+        self._touched = [0] * len(self.M)
 
     def grads(self) -> list[Tensor]:
         """Gradients of (M, b, C) or (M, b), stacked, once after each `reset_grads`; nobody else holds them."""
@@ -262,7 +265,7 @@ class DenseField:
             else:
                 at.together(stack).copy_(grad)
         for j in rows:
-            self._touched[j] = True
+            self._touched[j] = 1
 
     # ---- several layers at once ----------------------------------------------------------------------------------
 
