@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lpnet.direction import Direction
 from lpnet.mgrit import Info
+from lpnet.phases import phase
 from lpnet.propagator import Layers
 from lpnet.tape import Tape, round_trip
 
@@ -41,7 +42,9 @@ def propagate(
     ends: list[Tensor] = []
     for q, part in enumerate(parts):
         layers.micro_batch(q)
-        u = through(q, coming[q].wait() if coming else enter(q, part))
+        u = coming[q].wait() if coming else enter(q, part)
+        with phase(comm, "layers"):
+            u = through(q, u)
         info.count(layers.n)
         if direction.next is not None:
             comm.send(u, direction.next)
@@ -78,7 +81,8 @@ def pull(
     end, info = propagate(direction, layers, zs, lambda q, z: z, through)
     for q, z in enumerate(late):
         layers.micro_batch(q)
-        back(q, z, True)
+        with phase(direction.slab.comm, "gradients"):
+            back(q, z, True)
         info.count(layers.n)
     info.round_trip = round_trip(tapes)
     return end, info

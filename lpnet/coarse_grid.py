@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lpnet.hierarchy import Level
 from lpnet.messages import Channel
+from lpnet.phases import phase
 
 CoarseStep = Callable[[Sequence[int], Sequence[Tensor]], Sequence[Tensor]]
 """Some k and as many u, to G_k(u) of each, on one level."""
@@ -109,9 +110,13 @@ class CoarseGrid:
         """
         if self.level.lo == self.level.hi:
             return
-        if self.parts is not None:
-            _Pipeline(self, self.parts).substitute(x0, comm, last)
-            return
+        with phase(comm, "chain"):
+            if self.parts is not None:
+                _Pipeline(self, self.parts).substitute(x0, comm, last)
+            else:
+                self._substitute(x0, comm, last)
+
+    def _substitute(self, x0: Tensor, comm: Channel, last: bool) -> None:
         before, after = self.level.previous, self.level.next
         u = x0 if before is None else self.plus_rhs(self.level.lo, comm.recv(x0, before))
         v: Tensor | None = None

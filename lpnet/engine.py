@@ -5,7 +5,7 @@ x_N, known everywhere, is propagated backwards from the rank of layer N − 1, a
 Broadcasts carry (batch, *features) once each; everything else stays on its slab.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,15 +19,16 @@ from lpnet.coarse_steps import CoarseSteps
 from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
 from lpnet.direction import Direction
 from lpnet.fields import Field
+from lpnet.fine import AdjointFine, ForwardFine
 from lpnet.how import STORED, How
-from lpnet.mgrit import FinePropagator, Info, Solver, here
+from lpnet.mgrit import Info, Solver, here
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.parted import Parted
+from lpnet.phases import phase, phased, tell
 from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
 from lpnet.tape import Tape, round_trip
-from lpnet.together import Interval, pull_all, run_all
 
 MakeFields = Callable[[Weights, Sequence[int]], dict[str, Field]]
 """(stacked weights, layer to which each of them belongs) -> fields."""
@@ -57,38 +58,6 @@ class Prepared:
     coarse: dict[Any, CoarseSteps | None] = field(default_factory=dict)
 
 
-class _ForwardFine(FinePropagator):
-    def __init__(self, layers: Layers, tape: Tape) -> None:
-        self.layers, self.tape = layers, tape
-
-    def sweep(self, last: bool) -> None:
-        self.tape.clear()
-
-    def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
-        return self.layers.run(i0, i1, u, self.tape)
-
-    def run_all(self, parts: Sequence[Interval], us: Sequence[Tensor]) -> Iterator[Tensor]:
-        return run_all(self.layers, parts, us, self.tape)
-
-
-class _AdjointFine(FinePropagator):
-    def __init__(self, layers: Layers, tape: Tape, total: int, gradients: bool) -> None:
-        self.layers, self.tape, self.total, self.gradients = layers, tape, total, gradients
-        self.last = False
-
-    def sweep(self, last: bool) -> None:
-        self.last = last and self.gradients
-        if self.last:
-            self.layers.reset_grads()
-
-    def run(self, i0: int, i1: int, u: Tensor) -> Tensor:
-        return self.layers.pull(self.total - i1, self.total - i0, u, self.tape, self.last)
-
-    def run_all(self, parts: Sequence[Interval], us: Sequence[Tensor]) -> Iterator[Tensor]:
-        mirrored = [(self.total - i1, self.total - i0) for i0, i1 in parts]
-        return pull_all(self.layers, mirrored, us, self.tape, self.last)
-
-
 class Engine:
     """Solves for one trunk: N layers with step h = T/N on a slab."""
 
@@ -114,6 +83,7 @@ class Engine:
 
     # ---- forward -------------------------------------------------------------------------------------------------
 
+    @phased("forward")
     def forward(
         self, prepared: Prepared, x: Tensor, options: SolverOptions, keep: bool, guess: list[Tensor] | None = None
     ) -> tuple[Tensor, Solution, list[Tensor]]:
@@ -156,7 +126,8 @@ class Engine:
         layers, ahead = prepared.layers, self.ahead
         layers.micro_batch(0)
         levels = ahead.view(bounds)
-        x0 = layers.lift(x) if self.comm.rank == ahead.first else x
+        with phase(self.comm, "lift"):
+            x0 = layers.lift(x) if self.comm.rank == ahead.first else x
         if options.initial == "constant":
             x0 = self.comm.bcast_(x0.contiguous(), ahead.first)
             guess = [x0] * (levels[0].coarse_hi - levels[0].coarse_lo)
@@ -164,10 +135,12 @@ class Engine:
         coarse = [self.coarse(prepared, ahead, bound, options) for bound in bounds[1:]]
         steps = [c.step_all if c else _nothing for c in coarse]
         parts = self._parted(layers, ahead, bounds[-1], coarse[-1], options)
-        solver = Solver(options, levels, _ForwardFine(layers, tape), steps, self.comm, parts)
+        solver = Solver(options, levels, ForwardFine(layers, tape), steps, self.comm, parts)
         end = solver.solve(x0, guess, self.total(ahead, bounds))
+        tell(self.comm, "residual, forward", lambda: solver.info.residuals[-1])
         return end, Solution([tape], x, solver.info), _carry(solver)
 
+    @phased("coarse weights")
     def coarse(
         self, prepared: Prepared, direction: Direction, bound: tuple[int, ...], options: MGRIT
     ) -> CoarseSteps | None:
@@ -225,6 +198,7 @@ class Engine:
 
     # ---- adjoint -------------------------------------------------------------------------------------------------
 
+    @phased("adjoint")
     def adjoint(
         self,
         prepared: Prepared,
@@ -288,9 +262,10 @@ class Engine:
         if self.how.store == "all" and not solution.again:
             tape.starts = {}  # of no more use; another adjoint would rebuild them from the ends
         pulls = [partial(_pulls_of, len(b) - 2, c) if c else _nothing for c, b in zip(coarse, bounds[1:], strict=True)]
-        fine = _AdjointFine(layers, tape, self.slab.layers, gradients)
+        fine = AdjointFine(layers, tape, self.slab, gradients)
         solver = Solver(options, levels, fine, pulls, self.comm, parts)
         end = solver.solve(z, guess, self.total(back, bounds))
+        tell(self.comm, "residual, adjoint", lambda: solver.info.residuals[-1])
         solver.info.round_trip = round_trip([tape])
         for steps in linear:
             if steps is not None and not solution.again:
@@ -298,6 +273,7 @@ class Engine:
         bar = layers.pull_lift(solution.x, end, gradients) if end is not None else None
         return bar, solver.info, _carry(solver)
 
+    @phased("linearize")
     def _linearize(
         self,
         steps: CoarseSteps | Parted | None,

@@ -6,6 +6,7 @@ summary.json    the results, when the run is done
 model.h5        weights and configuration (see `lpnet.modelfile`)
 history.png     loss and accuracies over the steps
 regions.png     for data in the plane: the class of each point
+trace.json      with run.profile: what each rank did when (see `lpnet.trace`)
 """
 
 import json
@@ -27,8 +28,10 @@ from lpnet.data import DataSet
 from lpnet.errors import InputError
 from lpnet.launch import share, together
 from lpnet.slab import Comm
+from lpnet.trace.profile import Profile, first_of
 
 METRICS, SUMMARY, CONFIG, MODEL = "metrics.jsonl", "summary.json", "config.yaml", "model.h5"
+TRACE = "trace.json"
 
 
 def new_folder(comm: Comm, config: Config) -> Path:
@@ -80,7 +83,7 @@ def _fresh(preset: str) -> Path:
 
 
 class RunLog:
-    """Writes down a run; does nothing on ranks other than 0.
+    """Writes down a run; ranks other than 0 write nothing. Collective.
 
     Args:
         comm: the ranks.
@@ -94,6 +97,8 @@ class RunLog:
         self.records: list[dict[str, Any]] = []
         self._metrics: TextIO | None = None
         self._bar: Any = None
+        self._profile = profile_of(comm, folder, config, steps)
+        self._profile.after(0)
         if self.speaks:
             write_text(folder / CONFIG, dump(config))
             self._metrics = (folder / METRICS).open("w", encoding="utf-8")
@@ -101,7 +106,8 @@ class RunLog:
             self._bar = tqdm(total=steps, desc=config.preset, unit="step", disable=not shown, dynamic_ncols=True)
 
     def step(self, record: dict[str, Any]) -> None:
-        """Write the record of a step, whatever happens afterwards."""
+        """Write the record of a step, whatever happens afterwards; collective."""
+        self._profile.after(record["step"])
         if not self.speaks or self._metrics is None:
             return
         self.records.append(record)
@@ -123,8 +129,13 @@ class RunLog:
             tqdm.write(message, file=sys.stdout)
             sys.stdout.flush()
 
+    def trained(self) -> None:
+        """All steps are done; collective."""
+        self._profile.finish()
+
     def close(self) -> None:
         """No more steps."""
+        self._profile.drop()
         if self._metrics is not None:
             self._bar.close()
             self._metrics.close()
@@ -157,6 +168,13 @@ class RunLog:
                 return found
 
         plots.decision_regions(classes, data, self.folder / "regions.png", title=self.config.preset)
+
+
+def profile_of(comm: Comm, folder: Path, config: Config, steps: int) -> Profile:
+    """The trace that the configuration asks for, of steps with all layers."""
+    count = min(config.run.profile_steps, steps) if config.run.profile else 0
+    *_, begin, _ = (0, *config.multilevel.ends(steps))
+    return Profile(comm, folder / TRACE, first_of(begin, steps, count), count)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from lpnet.coarse_grid import CoarseGrid, CoarseStep, Parts
 from lpnet.hierarchy import Level, Segment
 from lpnet.messages import Channel, Posted
 from lpnet.options import MGRIT
+from lpnet.phases import phased
 
 
 class _Later:
@@ -228,6 +229,7 @@ class Solver:
         self._sweep(depth, c)
         self._cycle(depth, c, False, False)
 
+    @phased("cycle", level=True)
     def _cycle(self, depth: int, c: list[Tensor], f_shape: bool, last: bool) -> list[Tensor]:
         """One cycle on this level, which has been swept from c; returns the new c, swept."""
         if self.options.relaxation == "FCF":
@@ -259,6 +261,7 @@ class Solver:
         if f_shape:
             self._cycle(depth, c, False, False)
 
+    @phased("sweep", level=True)
     def _sweep(self, depth: int, c: Sequence[Tensor]) -> None:
         """F-relaxation on a level from the C-points c; right-most interval first, so that its end is sent early."""
         level = self.levels[depth]
@@ -312,6 +315,7 @@ class Solver:
             arrived = v if depth == 0 else self.grids[depth - 1].plus_rhs(segment.i1, v)
             self._arrived[depth][segment.interval + 1 - level.coarse_lo] = arrived
 
+    @phased("residual")
     def _residual(self) -> Tensor:
         """Rows (|F_{k−1}(c_{k−1}) − c_k|², |c_k|²) of this rank's C-points, (points, 2), in float64 on their device."""
         pairs = [(c, F) for c, F in zip(self.c, self._arrived[0], strict=True) if F is not None]

@@ -29,6 +29,7 @@ from lpnet.how import Adjoint, Store, how_of
 from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, SolverOptions
+from lpnet.phases import phased
 from lpnet.slab import Comm, Slab, as_comm
 from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
@@ -183,6 +184,7 @@ class LayerParallel(nn.Module):
         self._stack.check_input(y)
         return Linearization(self, y)
 
+    @phased("weights")
     def _prepare(self, y: Tensor, copied: bool = False) -> Prepared:
         """The weights ready to run; `copied`: whatever becomes of the parameters later.
 
@@ -219,6 +221,7 @@ class LayerParallel(nn.Module):
         if hasattr(destination, "_metadata"):
             destination._metadata.setdefault(prefix[:-1], {})[_GRID] = self.grid.kind
 
+    @phased("reduce gradients")
     def _gradients(self, prepared: Prepared) -> list[Tensor]:
         """Gradients of the parameters from those that the last adjoint left in the fields; collective."""
         return self.grid.reduce(self._stack.gradients(prepared.theta, dict(prepared.layers.fields)))

@@ -143,6 +143,8 @@ class Run:
         deterministic: use deterministic algorithms of torch only.
         threads: threads per rank; null: OMP_NUM_THREADS if set, else as many as the rank has cores (see docs/gpu.md).
         progress: show a progress bar; null: if standard error is a terminal.
+        profile: write a trace of some steps, with a row for each rank, to trace.json in the folder (see `lpnet.trace`).
+        profile_steps: how many steps of the run that trace shows, after two more to warm up.
     """
 
     dir: str | None = None
@@ -152,6 +154,8 @@ class Run:
     deterministic: bool = False
     threads: int | None = None
     progress: bool | None = None
+    profile: bool = False
+    profile_steps: int = 5
 
     def __post_init__(self) -> None:
         require(self.dir is None or bool(self.dir.strip()), "run.dir", self.dir, "the name of a folder")
@@ -159,4 +163,6 @@ class Run:
         require(ok, "run.seed", self.seed, "a whole number of at least 0 and below 2^63")
         one_of("run.dtype", self.dtype, DTYPES)
         whole("run.threads", self.threads, 1)
+        require(self.profile_steps is not None, "run.profile_steps", None, "a whole number of at least 1")
+        whole("run.profile_steps", self.profile_steps, 1)
         one_of("run.device", self.device, devices.names(), " on this machine")

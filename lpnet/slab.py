@@ -13,6 +13,7 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from lpnet.cuda_aware import is_cuda_aware, library_of, queried
 from lpnet.errors import InputError
 from lpnet.messages import Incoming, Outbox, Posted, buffer_for, readable, settle
+from lpnet.phases import Observer, phase
 
 # Set by the process managers of MPICH, Open MPI, MVAPICH, Intel MPI and Cray; srun sets one of the PMI variables.
 _LAUNCHERS = {
@@ -57,6 +59,7 @@ class Comm:
 
     rank = 0
     size = 1
+    observer: Observer | None = None
 
     def barrier(self, idle: bool = False) -> None:
         """Wait for all ranks; `idle`: leave the core to others meanwhile."""
@@ -110,21 +113,20 @@ class MPIComm(Comm):
         self._cuda_aware = bool(mpi_details()["cuda_aware"])
         self._outbox = Outbox(self._cuda_aware)
 
-    def _wait(self, request: Any) -> None:
-        if not self._patient:
-            request.Wait()
-            return
-        tries = 0
-        while not request.Test():
-            tries += 1
-            time.sleep(0 if tries < 200 else 2e-5)
+    def _wait(self, request: Any, why: str) -> None:
+        with phase(self, why):
+            tries = 0
+            while self._patient and not request.Test():
+                tries += 1
+                time.sleep(0 if tries < 200 else 2e-5)
+            request.Wait()  # at once where it is done
 
     def barrier(self, idle: bool = False) -> None:
         request = self.mpi.Ibarrier()
         while idle and not request.Test():
             time.sleep(1e-4)
         if not idle:
-            self._wait(request)
+            self._wait(request, "barrier")
 
     def all_here(self, seconds: float) -> bool:
         request, until = self._last.Ibarrier(), time.monotonic() + seconds
@@ -138,6 +140,8 @@ class MPIComm(Comm):
         self.mpi.Abort(code)
 
     def send(self, x: Tensor, to: int) -> None:
+        if self.observer is not None:
+            self.observer.sent(to, x.numel() * x.element_size())
         self._outbox.put(x, lambda buffer: self.mpi.Isend(buffer, to))
 
     def recv(self, like: Tensor, source: int) -> Tensor:
@@ -146,14 +150,19 @@ class MPIComm(Comm):
     def post(self, like: Tensor, source: int) -> Posted:
         buffer = buffer_for(like, self._cuda_aware)
         settle(buffer)
-        return Incoming(self.mpi.Irecv(readable(buffer), source), self._wait, buffer, like.device)
+        return Incoming(self.mpi.Irecv(readable(buffer), source), partial(self._arrive, source), buffer, like.device)
+
+    def _arrive(self, source: int, request: Any) -> None:
+        self._wait(request, "wait")
+        if self.observer is not None:
+            self.observer.received(source)
 
     def bcast_(self, x: Tensor, root: int) -> Tensor:
         held = x.detach().contiguous()
         staged = held.cpu() if held.is_cuda and not self._cuda_aware else held
         if staged.is_cuda:
             torch.cuda.current_stream(x.device).synchronize()
-        self._wait(self.mpi.Ibcast(staged if staged.is_cuda else staged.numpy(), root))
+        self._wait(self.mpi.Ibcast(staged if staged.is_cuda else staged.numpy(), root), "broadcast")
         if staged.data_ptr() != x.data_ptr():
             x.detach().copy_(staged)
         return x
@@ -165,7 +174,7 @@ class MPIComm(Comm):
         width = int(np.prod(row.shape[1:], dtype=np.int64))
         out = np.empty((sum(counts), *row.shape[1:]), row.dtype)
         sizes = [count * width for count in counts]
-        self._wait(self.mpi.Iallgatherv(np.ascontiguousarray(row), [out, sizes]))
+        self._wait(self.mpi.Iallgatherv(np.ascontiguousarray(row), [out, sizes]), "gather")
         return out
 
 

@@ -71,6 +71,7 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     training = Training(net, tensors, log)
     try:
         record = training.run()
+        log.trained()
     except NonFiniteError as error:
         modelfile.save(folder / MODEL, training.net)
         raise NonFiniteError(f"{error}: {folder / MODEL}") from None

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lpnet.fabrics import Fabric, fabric_of
 from lpnet.messages import Posted
+from lpnet.phases import phase
 from lpnet.slab import Comm
 
 
@@ -67,11 +68,12 @@ class VirtualComm(Comm):
         self._time, self._mark = self._time + (clock - self._mark), clock
 
     @contextmanager
-    def _outside(self) -> Iterator[None]:
-        """What is done inside is not counted."""
-        self._count()
-        yield
-        self._mark = self.clock()
+    def _outside(self, why: str | None = None) -> Iterator[None]:
+        """What is done inside is not counted; observers are told of it as this phase."""
+        with phase(self, why):
+            self._count()
+            yield
+            self._mark = self.clock()
 
     def _latest(self) -> float:
         return float(self.inside.allgather(np.array([self._time]), [1] * self.size).max())
@@ -79,7 +81,7 @@ class VirtualComm(Comm):
     # ---- the communicator ----------------------------------------------------------------------------------------
 
     def barrier(self, idle: bool = False) -> None:
-        with self._outside():
+        with self._outside("barrier"):
             self.inside.barrier(idle)
             self._time = self._latest() + self.fabric.gather(0, self.size)
 
@@ -90,6 +92,8 @@ class VirtualComm(Comm):
         self.inside.abort(code)
 
     def send(self, x: Tensor, to: int) -> None:
+        if self.observer is not None:
+            self.observer.sent(to, bytes_of(x))
         with self._outside():
             self.inside.send(torch.tensor(self._time, dtype=torch.float64), to)
             self.inside.send(x, to)
@@ -100,27 +104,29 @@ class VirtualComm(Comm):
     def post(self, like: Tensor, source: int) -> Posted:
         with self._outside():
             stamp = self.inside.post(torch.tensor(0.0, dtype=torch.float64), source)
-            return _Stamped(self, stamp, self.inside.post(like, source))
+            return _Stamped(self, source, stamp, self.inside.post(like, source))
 
-    def arrive(self, stamp: Posted, value: Posted) -> Tensor:
+    def arrive(self, source: int, stamp: Posted, value: Posted) -> Tensor:
         """Wait for a message, and be no earlier than it."""
-        with self._outside():
+        with self._outside("wait"):
             sent, x = stamp.wait().item(), value.wait()
             self._time = max(self._time, sent + self.fabric.hop(bytes_of(x)))
-            return x
+        if self.observer is not None:
+            self.observer.received(source)
+        return x
 
     def bcast_(self, x: Tensor, root: int) -> Tensor:
-        with self._outside():
+        with self._outside("broadcast"):
             self._time = self._latest() + self.fabric.broadcast(bytes_of(x), self.size)
             return self.inside.bcast_(x, root)
 
     def agree(self, value: int) -> int:
-        with self._outside():
+        with self._outside("gather"):
             self._time = self._latest() + self.fabric.gather(8 * self.size, self.size)
             return self.inside.agree(value)
 
     def allgather(self, row: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        with self._outside():
+        with self._outside("gather"):
             out = self.inside.allgather(row, counts)
             self._time = self._latest() + self.fabric.gather(out.nbytes, self.size)
             return out
@@ -129,11 +135,11 @@ class VirtualComm(Comm):
 class _Stamped(Posted):
     """A message and the clock of its sender."""
 
-    def __init__(self, comm: VirtualComm, stamp: Posted, value: Posted) -> None:
-        self._to, self._stamp, self._value = comm, stamp, value
+    def __init__(self, comm: VirtualComm, source: int, stamp: Posted, value: Posted) -> None:
+        self._to, self._source, self._stamp, self._value = comm, source, stamp, value
 
     def wait(self) -> Tensor:
-        return self._to.arrive(self._stamp, self._value)
+        return self._to.arrive(self._source, self._stamp, self._value)
 
 
 def bytes_of(x: Tensor) -> int:

@@ -15,7 +15,7 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
-    ("constants", "cores", "cuda_aware", "errors", "messages", "version"),
+    ("constants", "cores", "cuda_aware", "errors", "messages", "phases", "version"),
     ("activations", "blocks", "costs", "data", "fabrics", "options", "pool", "slab"),
     ("crew", "devices", "fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
     ("coarse_grid", "dense_blocks", "how", "programs"),
@@ -24,7 +24,7 @@ TIERS = (
     ("coarse_steps", "together"),
     ("parted", "stability", "tangent"),
     ("direction", "mgrit", "recall", "stack"),
-    ("chain",),
+    ("chain", "fine"),
     ("engine",),
     ("clock",),
     ("cost",),
@@ -41,7 +41,7 @@ TIERS = (
     ("choices", "plots", "presets"),
     ("optimizers", "sections"),
     ("config",),
-    ("commandline", "network"),
+    ("commandline", "network", "trace"),
     ("log", "modelfile", "training"),
     ("__init__",),
     ("experiments", "info", "predict", "train"),
@@ -52,7 +52,7 @@ RANKS = {"slab", "hierarchy", "mgrit", "engine", "module"}
 # What the tiers would allow and the architecture does not.
 BARRED = {
     "data": set(TIER) - {"errors", "data"},
-    "slab": set(TIER) - {"cuda_aware", "errors", "messages"},
+    "slab": set(TIER) - {"cuda_aware", "errors", "messages", "phases"},
     "activations": RANKS,
     "dense_blocks": RANKS,
     "dense_field": RANKS,

@@ -26,6 +26,7 @@ from lpnet.network import Network
 from lpnet.oneshot import Descent, OneShot, Progress
 from lpnet.optim import GaussNewton
 from lpnet.optim.head import Misfit
+from lpnet.phases import phase, phased
 from lpnet.regularizers import Penalty
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.training.updates import make_optimizer, make_schedule
@@ -137,12 +138,12 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
         start = time.perf_counter()
         epoch, index = next(course.drawn)
         lr = course.optimizer.param_groups[0]["lr"]
-        loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
+        with phase(net.trunk.comm, "loss and gradient"):
+            loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
         norm = _gradient_norm(net, config.optimizer.clip)
         progress = descent.progress(loss, norm)
-        record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting}
-        record |= {"grad_norm": norm, "lr": lr, "level": course.level, "layers": net.trunk.layers}
-        record |= _solves(net, progress)
+        record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting, "grad_norm": norm}
+        record |= {"lr": lr, "level": course.level, "layers": net.trunk.layers} | _solves(net, progress)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             log.step(record | {"seconds": time.perf_counter() - start})
             _restore(net, good)
@@ -151,7 +152,8 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
         if progress.diverged:
             log.warn(_diverged(step, progress))
         good = _copies(net)
-        descent.update()
+        with phase(net.trunk.comm, "optimizer"):
+            descent.update()
         course.done = step
         if step < course.steps:  # a schedule is made for so many steps, and not one more
             course.schedule.step()
@@ -181,10 +183,12 @@ class Objective:
     """
 
     def __init__(self, net: Network, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.comm = net.trunk.comm
         self.penalties, self.fitting, self.misfit = penalties_of(net), math.nan, None
         if isinstance(optimizer, GaussNewton) and isinstance(optimizer.loss, Misfit):
             self.penalties, self.misfit = list(optimizer.penalties), optimizer.loss
 
+    @phased("loss")
     def __call__(self, output: Tensor, label: Tensor) -> Tensor:
         loss = cross_entropy(output, label) if self.misfit is None else self.misfit(output, label)
         self.fitting = loss.item() if self.misfit is None else self.misfit.cross_entropy
@@ -212,7 +216,8 @@ def evaluate(net: Network, data: Tensors) -> Record:
     """Loss (cross entropy) and accuracy on training and validation data, by exact serial propagation; collective."""
     found: Record = {}
     for name, x, y in (("train", data.train_x, data.train_y), ("val", data.val_x, data.val_y)):
-        logits = predict(net, x)
+        with phase(net.trunk.comm, "exact evaluation"):
+            logits = predict(net, x)
         found[f"{name}_loss"] = cross_entropy(logits.double(), y).item()
         found[f"{name}_accuracy"] = (logits.argmax(dim=1) == y).double().mean().item()
     return found
@@ -259,7 +264,8 @@ def batches(data: Tensors, size: int | None, seed: int) -> Iterator[tuple[int, T
 def _gradient_norm(net: Network, largest: float | None) -> float:
     """Norm of the whole gradient, which is scaled down to `largest`, if that is given; collective."""
     parameters = list(net.parameters())
-    return float(grad_norm(parameters) if largest is None else clip_grad_norm_(parameters, largest))
+    with phase(net.trunk.comm, "norm of the gradient"):
+        return float(grad_norm(parameters) if largest is None else clip_grad_norm_(parameters, largest))
 
 
 def _solves(net: Network, progress: Progress) -> Record:
