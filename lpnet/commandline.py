@@ -15,7 +15,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -24,6 +24,7 @@ from lpnet import dynamics, steppers
 from lpnet.choices import SCHEDULES, SOLVERS, solver_options
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
 from lpnet.errors import InputError
+from lpnet.fabrics import FABRICS
 from lpnet.launch import Answer
 from lpnet.optimizers import OPTIMIZERS, SEARCHING, WHOLE_BATCH, optimizer_options
 from lpnet.presets import PRESETS
@@ -35,6 +36,13 @@ Parsed = TypeVar("Parsed")
 DEFAULT_PRESET = "peaks"
 
 
+class Trial(NamedTuple):
+    """A dry run: on how many ranks, and over which interconnect; None: as many as there are."""
+
+    ranks: int | None
+    fabric: str
+
+
 def parse(arguments: Sequence[str]) -> Config:
     """The configuration that the arguments of ``lpnet.train`` ask for, resolved.
 
@@ -42,8 +50,14 @@ def parse(arguments: Sequence[str]) -> Config:
         InputError: a key, value or file that cannot be used.
         Answer: help, version or configuration were asked for.
     """
+    return parse_run(arguments)[0]
+
+
+def parse_run(arguments: Sequence[str]) -> tuple[Config, Trial | None]:
+    """The same, and the dry run that they ask for instead of training; None: they ask for none."""
     given = _flat(one_line(lambda: _parser().parse_args(list(arguments), defaults=False)))
     wants = [key for key in ("help", "version", "print_config") if given.pop(key, False)]
+    trial = _trial(given)
     layers = [_file(path) for path in given.pop("config", None) or []] + [_checked(given)]
     preset = DEFAULT_PRESET
     for layer in layers:
@@ -59,7 +73,18 @@ def parse(arguments: Sequence[str]) -> Config:
     config = _made(Config, _nested(values | {"preset": preset})).resolved()
     if wants:
         raise Answer(dump(config))
-    return config
+    return config, trial
+
+
+def _trial(given: Flat) -> Trial | None:
+    dry = given.pop("dry_run", False)
+    ranks, fabric = given.pop("ranks", None), given.pop("fabric", None)
+    for key, value in (("ranks", ranks), ("fabric", fabric)):
+        if value is not None and not dry:
+            raise InputError(f"--{key}: {value!r} given without --dry-run, only with it allowed")
+    if ranks is not None and not re.fullmatch(r"\d{1,9}", ranks):
+        raise InputError(f"--ranks: {ranks!r} given, a whole number allowed")
+    return Trial(None if ranks is None else int(ranks), fabric or "default") if dry else None
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -153,6 +178,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true", help="print this, with the defaults of the preset")
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML")
+    parser.add_argument("--dry-run", action="store_true", help="train nothing: print what the run would take")
+    parser.add_argument("--ranks", type=str, help="of a dry run: number of ranks (those there are)")
+    parser.add_argument("--fabric", type=str, help=f"of a dry run: interconnect, {', '.join(FABRICS)} (default)")
     for section in dataclasses.fields(Config):
         if section.name != "preset":
             parser.add_argument(f"--{section.name}", type=section.type, default=getattr(Config(), section.name))

@@ -1,6 +1,7 @@
 """Train a network in parallel over its layers: the main job.
 
     python -m lpnet.train [PRESET] [--config FILE.yaml] [--section.key VALUE ...]
+    python -m lpnet.train [PRESET] ... --dry-run [--ranks P] [--fabric NAME]      what it would take, see `lpnet.dryrun`
     mpirun -n 4 python -m lpnet.train digits --trunk.layers 256 --run.dir runs/mine
 
 Exit codes: see `lpnet.launch`.
@@ -19,12 +20,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lpnet import data, devices, launch, modelfile
-from lpnet.choices import Solver, Solvers, require
-from lpnet.commandline import parse
+from lpnet.choices import Solver, Solvers, one_of, require
+from lpnet.commandline import Trial, parse_run
 from lpnet.config import Config
 from lpnet.control import Adaptive
 from lpnet.data import DataSet
+from lpnet.dryrun import LARGEST, forecast
 from lpnet.errors import NonFiniteError
+from lpnet.fabrics import FABRICS
+from lpnet.launch import Answer
 from lpnet.log import MODEL, RunLog, new_folder
 from lpnet.network import Examples, Network, build, check_opening
 from lpnet.options import Serial, SolverOptions
@@ -46,9 +50,11 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     """One run, from the arguments to the run folder; collective."""
     start = time.perf_counter()
     with launch.together(comm):
-        config = parse(arguments)
+        config, trial = parse_run(arguments)
         dataset = data.load(config.data, config.run.seed)
         config = fitted(config, dataset)
+    if trial is not None:
+        raise Answer("\n".join(outlook(config, dataset, comm, trial)))
     device = set_up(config, comm)
     if config.run.device == "auto":
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device.type))
@@ -101,6 +107,22 @@ def fitted(config: Config, dataset: DataSet) -> Config:
     return config
 
 
+def outlook(config: Config, dataset: DataSet, comm: Comm, trial: Trial) -> list[str]:
+    """What the run would take, found by rank 0 alone while the others wait; collective."""
+    with launch.together(comm):
+        ranks = comm.size if trial.ranks is None else trial.ranks
+        require(1 <= ranks <= LARGEST, "--ranks", ranks, f"a whole number from 1 to {LARGEST}")
+        one_of("--fabric", trial.fabric, FABRICS)
+        if comm.rank:
+            return []
+        device, found = set_up(config, Comm()), [f"{config.preset}: a dry run, nothing is trained or written"]
+        if config.solver.auto:
+            net = build(config, Examples(dataset.features, dataset.classes), Comm(), device)
+            config, more = planned(net, Tensors.of(dataset, net.classifier.weight), ranks)
+            found += more
+        return found + forecast(config, dataset, ranks, trial.fabric).lines()
+
+
 def set_up(config: Config, comm: Comm) -> torch.device:
     """Threads, determinism and this rank's device; collective."""
     devices.set_threads(comm, config.run.threads)
@@ -112,14 +134,17 @@ def set_up(config: Config, comm: Comm) -> torch.device:
     return device
 
 
-def planned(net: Network, data: Tensors) -> tuple[Config, list[str]]:
-    """The configuration with the solvers of a plan for the first batch, and lines on the plan; collective."""
+def planned(net: Network, data: Tensors, ranks: int | None = None) -> tuple[Config, list[str]]:
+    """The configuration with the solvers of a plan for the first batch, and lines on the plan; collective.
+
+    The plan is for so many ranks; None: for those that there are.
+    """
     config, batch = net.config, net.config.training.batch
     x, label = data.train_x[:batch], data.train_y[:batch]
     tol = config.control.gradient_tol if config.control.gradient_tol is not None else Adaptive.gradient_tol
     with torch.no_grad():
         y = net.opening(x)
-    found = plan(net.trunk, y, tol, loss=lambda out: cross_entropy(net.classifier(out), label))
+    found = plan(net.trunk, y, tol, ranks, loss=lambda out: cross_entropy(net.classifier(out), label))
     solver = Solvers(False, Solver.of(found.forward), Solver.of(found.adjoint))
     return dataclasses.replace(config, solver=solver), found.describe()
 

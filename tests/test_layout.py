@@ -43,6 +43,7 @@ TIERS = (
     ("config",),
     ("commandline", "network", "trace"),
     ("log", "modelfile", "training"),
+    ("dryrun",),
     ("__init__",),
     ("experiments", "info", "predict", "train"),
 )
