@@ -45,7 +45,7 @@ TIERS = (
     ("log", "modelfile", "training"),
     ("dryrun",),
     ("__init__",),
-    ("experiments", "info", "predict", "train"),
+    ("experiments", "info", "predict", "scaling", "train"),
 )
 TIER = {name: i for i, names in enumerate(TIERS) for name in names}
 
