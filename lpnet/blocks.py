@@ -35,7 +35,7 @@ class Bytes(NamedTuple):
     weights: int
 
 
-ON_CPU = Bytes(1 << 20, 1 << 22)
+ON_CPU = Bytes(1 << 18, 1 << 22)
 ELSEWHERE = Bytes(1 << 25, 1 << 27)
 
 
@@ -44,8 +44,8 @@ def most(size: int, x: Tensor) -> int:
 
     A rule of shapes alone, so that reruns take the same decisions. Measured on one core (one matrix or two, float32
     and float64, width 2 to 256, batch 16 to 5000, 2 to 64 blocks): together they are never slower as long as their
-    states stay within a cache of a megabyte, and up to 25 times faster; beyond, they lose up to a third. A GPU is bound
-    by launches, and does them all together.
+    states stay within a cache of a megabyte, and up to 25 times faster; beyond, they lose up to a third. The work needs
+    some ten times the memory of these states, so a quarter of that is the limit. A GPU is bound by launches.
     """
     limit, unit = ON_CPU if x.device.type == "cpu" else ELSEWHERE, x.element_size()
     return max(1, min(limit.states // max(1, unit * x[0].numel()), limit.weights // max(1, unit * size)))

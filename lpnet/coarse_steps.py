@@ -36,8 +36,7 @@ class CoarseSteps:
         distinct = {id(p): p for p in made}.values()
         self.slots = max([memory, *(slots_of(p, memory) for p in distinct if not isinstance(p, Picard))])
         self._work, self._dots = (Workspace(next(iter(fields.values())), self.slots) for _ in range(2))
-        self._scratch: dict[torch.Size, list[Tensor]] = {}
-        self._blocks: dict[Blocks, Fields | None] = {}
+        self._scratch: list[Tensor] = []
         self._kept: dict[int, tuple[Tensor | None, Any]] = {}
         self._tapes: dict[tuple[int, bool], list[Kept]] = {}
         self._shape: torch.Size | None = None
@@ -98,9 +97,9 @@ class CoarseSteps:
 
     def _spare(self, x: Tensor) -> list[Tensor]:
         """Scratch slots for states like x."""
-        if x.shape not in self._scratch:
-            self._scratch[x.shape] = [torch.empty_like(x[0]) for _ in range(self.slots - self.memory)]
-        return self._scratch[x.shape]
+        if not self._scratch or self._scratch[0].shape != x.shape[1:]:
+            self._scratch = [torch.empty_like(x[0]) for _ in range(self.slots - self.memory)]
+        return self._scratch
 
     def pull(self, k: int, z: Tensor) -> Tensor:
         """(∂G_k/∂x)ᵀ z at the state of the last `linearize`."""
@@ -216,11 +215,8 @@ class CoarseSteps:
         if len(run) < 2 or isinstance(program, Picard):
             return None
         blocks = Blocks(offset, len(run), self._gap(*run[:2])[1], self.offsets[at + 1] - offset)
-        if blocks not in self._blocks:
-            fields = {term: field.blocks(blocks) for term, field in self.fields.items()}
-            self._blocks[blocks] = None if None in fields.values() else fields
-        fields_of = self._blocks[blocks]
-        return None if fields_of is None else Some(run, program, fields_of)
+        fields = {term: field.blocks(blocks) for term, field in self.fields.items()}
+        return None if None in fields.values() else Some(run, program, fields)
 
 
 class Some(NamedTuple):

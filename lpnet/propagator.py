@@ -85,16 +85,17 @@ class Layers:
         self._count = max(slots_of(self.program, stepper.memory), slots_of(lift, stepper.memory))
         self._work = Workspace(self.field, self._count + how.continuous)
         self._sources = Workspace(self.field, max(len(self.program), len(lift)))
-        self._many: dict[Blocks, Layers | None] = {}
+        self._many: tuple[Blocks, Layers | None] | None = None
         self._one: tuple[torch.Size, list[Kept]] | None = None
 
     def many(self, at: Blocks) -> "Layers | None":
         """Equal blocks of these layers at once, as layers of states (memory, K, ...); None where they go one by one."""
-        if at not in self._many:
+        if self._many is None or self._many[0] != at:
+            self._many = None  # the memory of others is free again
             fields = {term: field.blocks(at) for term, field in self.fields.items()}
             able = self.how.store == "all" and None not in fields.values()
-            self._many[at] = Layers(self.stepper, fields, self.h, 0, at.length, self.how) if able else None
-        return self._many[at]
+            self._many = at, Layers(self.stepper, fields, self.h, 0, at.length, self.how) if able else None
+        return self._many[1]
 
     def first(self, n: int) -> "Layers":
         """The first n layers, with memory of their own."""

@@ -1,5 +1,6 @@
 """Intervals at once against the same intervals one by one, and how many go together."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpnet
 from lpnet import MGRIT, blocks, dynamics
-from lpnet.blocks import Bytes
+from lpnet.blocks import Blocks, Bytes
 from lpnet.propagator import Layers
 from lpnet.slab import Comm
 from lpnet.stack import Stack
@@ -141,6 +142,14 @@ def test_reruns_have_the_same_bits(name: str) -> None:
     first = gradients()
     assert first
     assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
+
+
+def test_memory_of_one_group_at_a_time() -> None:
+    layers = made("verlet", "tanh", 16)[0]
+    first = weakref.ref(layers.many(Blocks(0, 2, 4, 4)))
+    assert first() is layers.many(Blocks(0, 2, 4, 4))
+    layers.many(Blocks(8, 2, 4, 4))
+    assert first() is None
 
 
 def groups(number: int, state: int, weights: int) -> list[int]:
