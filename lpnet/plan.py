@@ -29,8 +29,12 @@ from lpnet.steppers import Stepper
 
 SAFETY = 0.5
 """Share of the tolerance that the error may have when the plan is made."""
-COARSENINGS: tuple[int | tuple[int, int], ...] = (4, 8, 16, 32, 64, (4, 4), (4, 8), (8, 4), (8, 8), (16, 4), (16, 8))
-"""Two levels, and three."""
+COARSENINGS: tuple[int | tuple[int, ...], ...] = (
+    *(4, 8, 16, 32, 64),
+    *((4, 4), (4, 8), (8, 4), (8, 8), (16, 4), (16, 8), (16, 16), (32, 4)),
+    (16, 4, 4),
+)
+"""Two levels, three, and four."""
 CYCLES = ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 4))
 """Of the forward and the adjoint solve, in the order of their work (a gradient is no better than the states are)."""
 RUNNERS_UP = 4
@@ -171,6 +175,8 @@ def shapes(layers: int) -> Iterator[MGRIT]:
         for relaxation in ("F", "FCF"):
             for weights in ("mean", "inject"):
                 yield replace(base, relaxation=relaxation, coarse_weights=weights)
+        # One evaluation instead of two: for many ranks, where the chains are long, and tolerances that are not small.
+        yield replace(base, coarse="rediscretized")
         # Mean weights of short parts are close to injected ones, those of a part of one layer are the same.
         smallest = min(m) if isinstance(m, tuple) else m
         for samples in sorted({2, 4, smallest}):
@@ -302,4 +308,6 @@ def _words(options: SolverOptions) -> str:
         words.append(f"samples {options.samples}")
     if options.coarse_weights == "inject":
         words.append("injected")
+    if options.coarse != "matched":
+        words.append(options.coarse)
     return "MGRIT, " + ", ".join(words)
