@@ -49,7 +49,7 @@ class Incoming(Posted):
 
     def wait(self) -> Tensor:
         self._until(self._request)
-        return self._buffer.to(self._device)
+        return self._buffer.to(self._device, non_blocking=True)
 
 
 def readable(buffer: Tensor) -> Any:
@@ -57,10 +57,28 @@ def readable(buffer: Tensor) -> Any:
     return buffer if buffer.is_cuda else buffer.numpy()
 
 
+def is_staged(x: Tensor, cuda_aware: bool) -> bool:
+    """Whether messages for this tensor go through memory of the host."""
+    return x.is_cuda and not cuda_aware
+
+
 def buffer_for(x: Tensor, cuda_aware: bool) -> Tensor:
-    """Contiguous memory that MPI can read, for a tensor like x."""
-    staged = x.is_cuda and not cuda_aware
-    return torch.empty(x.shape, dtype=x.dtype, device="cpu" if staged else x.device, pin_memory=staged)
+    """Contiguous memory that MPI can read, for a tensor like x.
+
+    Pinned memory is torch's, which keeps what was given back, and lends it again as soon as no copy is under way.
+    """
+    staged = is_staged(x, cuda_aware)
+    device = "cpu" if staged else x.device
+    return torch.empty(x.shape, dtype=x.dtype, device=device, pin_memory=staged and x.is_cuda)
+
+
+def in_reach(x: Tensor, cuda_aware: bool, filled: bool) -> Tensor:
+    """A contiguous tensor itself where MPI can read it, else memory of the host; `filled`: with the same values."""
+    if not is_staged(x, cuda_aware):
+        settle(x)
+        return x
+    buffer = buffer_for(x, cuda_aware)
+    return buffer.copy_(x) if filled else buffer
 
 
 def settle(x: Tensor) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lpnet.cuda_aware import is_cuda_aware, library_of, queried
 from lpnet.errors import InputError
-from lpnet.messages import Incoming, Outbox, Posted, buffer_for, readable, settle
+from lpnet.messages import Incoming, Outbox, Posted, buffer_for, in_reach, readable, settle
 from lpnet.phases import Observer, phase
 
 # Set by the process managers of MPICH, Open MPI, MVAPICH, Intel MPI and Cray; srun sets one of the PMI variables.
@@ -158,13 +158,10 @@ class MPIComm(Comm):
             self.observer.received(source)
 
     def bcast_(self, x: Tensor, root: int) -> Tensor:
-        held = x.detach().contiguous()
-        staged = held.cpu() if held.is_cuda and not self._cuda_aware else held
-        if staged.is_cuda:
-            torch.cuda.current_stream(x.device).synchronize()
-        self._wait(self.mpi.Ibcast(staged if staged.is_cuda else staged.numpy(), root), "broadcast")
-        if staged.data_ptr() != x.data_ptr():
-            x.detach().copy_(staged)
+        held = in_reach(x.detach().contiguous(), self._cuda_aware, self.rank == root)
+        self._wait(self.mpi.Ibcast(readable(held), root), "broadcast")
+        if held.data_ptr() != x.data_ptr():
+            x.detach().copy_(held, non_blocking=True)
         return x
 
     def agree(self, value: int) -> int:
