@@ -6,7 +6,7 @@ Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpnet import dynamics, multilevel, optim, regularizers, steppers, uncaught
+from lpnet import dynamics, multilevel, optim, regularizers, steppers, trace, uncaught
 from lpnet.check import CheckReport, check
 from lpnet.control import Adaptive
 from lpnet.controls import Controls
@@ -71,4 +71,5 @@ __all__ = [
     "regularizers",
     "steppers",
     "synchronize",
+    "trace",
 ]

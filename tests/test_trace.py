@@ -1,6 +1,7 @@
 """Laws of traces: alignment of clocks, which steps are traced, and what a training run writes."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import SMALL
-from tracing import check_format, events_of, rows_of
+from tracing import check_format, end_of, events_of, rows_of
 
 from lpnet import slab, train
 from lpnet.log import RunLog
 from lpnet.phases import phase
 from lpnet.trace import Recorder
+from lpnet.trace.__main__ import main as command
 from lpnet.trace.alignment import offset_of
 from lpnet.trace.profile import WARM, first_of
 
@@ -88,3 +90,38 @@ def test_a_trace_only_if_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for given_, said in (("profile_steps=0", "profile_steps: 0 given"), ("profile=some", "run.profile: some given")):
         assert train.main([f"--run.{given_}"]) == 2
         assert said in capsys.readouterr().err
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "profiling.md"
+
+
+def test_the_example_of_the_docs_and_its_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chains and sweeps of different ranks overlap, in modelled time."""
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, DOCS.name, "exec"), {})
+    events = events_of(tmp_path / "trace.json")
+    check_format(events, 4)
+    rows = rows_of(events)
+    first, last = ([e for e in rows[r] if e["name"] in ("chain", "sweep")] for r in (0, 3))
+    sweep = next(e for e in first if e["name"] == "sweep")
+    chain = next(e for e in last if e["name"] == "chain" and e["dur"] > 0)
+    assert sweep["ts"] < end_of(chain)
+    assert command(["plot", "trace.json", "--out", "picture.png"]) == 0
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert "4 ranks, modelled time: picture.png" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text("[1]")
+    for given_, said in (
+        (["plot"], "FILE: nothing given"),
+        (["draw"], "command: draw given, plot allowed"),
+        (["plot", "no.json"], "FILE: 'no.json' given"),
+        (["plot", "other.json"], "no trace of lpnet"),
+        (["plot", "trace.json", "--from=1e9"], "from, to: 1e+09 and inf given"),
+        (["plot", "trace.json", "--out=no/where.png"], "--out: 'no/where.png' given"),
+    ):
+        assert command(given_) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1

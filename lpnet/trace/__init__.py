@@ -7,7 +7,7 @@
 """
 
 from lpnet.trace.profile import Profile
+from lpnet.trace.record import Recording, recording
 from lpnet.trace.recorder import Recorder
-from lpnet.trace.recording import Recording, recording
 
 __all__ = ["Profile", "Recorder", "Recording", "recording"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lpnet.slab import Comm
-from lpnet.trace.recording import Recording
+from lpnet.trace.record import Recording
 
 WARM = 2
 """Steps before the trace: the first ones take memory, and load what they need."""

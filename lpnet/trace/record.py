@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,14 @@ class Recording:
             if self.comm.observer is not None:
                 raise InputError("comm: one that is being recorded given, one recording at a time allowed")
             if self.comm.rank == 0:
-                _check(self.path)
-        modelled = isinstance(self.comm, VirtualComm)
-        clock = _virtual(self.comm) if isinstance(self.comm, VirtualComm) else time.perf_counter
-        # Virtual clocks began at the same moment.
-        self._alignment = Alignment(0.0, 0.0) if modelled else aligned(self.comm, clock)
+                check_path(self.path)
+        clock: Callable[[], float] = time.perf_counter
+        if isinstance(self.comm, VirtualComm):
+            clock = _virtual(self.comm)
+            self.comm.barrier()
+            self._alignment = Alignment(self.comm.latest(), 0.0)
+        else:
+            self._alignment = aligned(self.comm, clock)
         self.comm.observer = self._recorder = Recorder(self.comm.rank, clock)
 
     def drop(self) -> None:
@@ -103,7 +106,7 @@ def _about(comm: Comm) -> dict[str, Any]:
     }
 
 
-def _virtual(comm: VirtualComm) -> Any:
+def _virtual(comm: VirtualComm) -> Callable[[], float]:
     return lambda: comm.now
 
 
@@ -120,7 +123,7 @@ def _gathered(comm: Comm, events: list[Event]) -> list[Event]:
     return events
 
 
-def _check(path: Path) -> None:
+def check_path(path: Path, key: str = "path") -> None:
     """Require that the file can be written, before the work is done."""
     try:
         with path.open("ab"):
@@ -128,12 +131,12 @@ def _check(path: Path) -> None:
         if path.stat().st_size == 0:
             path.unlink()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unwritable(path, error) from None
+        raise _unwritable(path, error, key) from None
 
 
-def _unwritable(path: Path, error: Exception) -> InputError:
+def _unwritable(path: Path, error: Exception, key: str = "path") -> InputError:
     why = getattr(error, "strerror", None) or str(error)
-    return InputError(f"path: {str(path)!r} given ({why}), a file that can be written allowed")
+    return InputError(f"{key}: {str(path)!r} given ({why}), a file that can be written allowed")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
