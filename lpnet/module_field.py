@@ -7,6 +7,7 @@ A module with random parts (dropout) is seeded by (seed, layer) at each evaluati
 the adjoint, another one at the next call of the trunk, which draws the seed.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -160,7 +161,7 @@ class ModuleField:
     @property
     def size(self) -> int:
         """Entries of the weights of a layer."""
-        return sum(stack[0].numel() for stack in self.theta.values())
+        return sum(math.prod(stack.shape[1:]) for stack in self.theta.values())  # also where there are no layers
 
     def blocks(self, at: Blocks) -> None:
         """Nothing, since layers of a module go one by one."""

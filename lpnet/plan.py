@@ -154,6 +154,7 @@ def candidates(stepper: Stepper, layers: int, batch: int, ranks: int, costs: Cos
     for base in shapes(layers):
         if stepper.refusal(base) is not None:
             continue
+        base = _parted(base, most, lambda one: _time(stepper, layers, ranks, (one, one), costs))
         for forward, adjoint in CYCLES:
             if base.relaxation == "FCF" and not forward:
                 continue  # without a cycle, relaxation is the same sweep
@@ -163,6 +164,18 @@ def candidates(stepper: Stepper, layers: int, batch: int, ranks: int, costs: Cos
                 break  # more cycles take longer
             found.append(Candidate(*pair, time))
     return sorted(found, key=lambda c: c.predicted)
+
+
+def _parted(base: MGRIT, most: int, time: Callable[[MGRIT], float]) -> MGRIT:
+    """With the coarsest level in as many parts of the batch, but at most so many, as shorten a solve without cycles."""
+    best, least = base, time(base) if most > 1 else 0.0
+    for Q in (2, 4, 8):
+        other = replace(base, micro_batches=Q)
+        taken = time(other) if most >= Q else least
+        if taken >= least:
+            break
+        best, least = other, taken
+    return best
 
 
 def shapes(layers: int) -> Iterator[MGRIT]:
@@ -310,4 +323,6 @@ def _words(options: SolverOptions) -> str:
         words.append("injected")
     if options.coarse != "matched":
         words.append(options.coarse)
+    if options.micro_batches > 1:
+        words.append(f"micro_batches {options.micro_batches}")
     return "MGRIT, " + ", ".join(words)
