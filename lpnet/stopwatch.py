@@ -85,12 +85,12 @@ def virtual(trunk: LayerParallel, batch: Tensor, rounds: int = ROUNDS) -> list[f
 
 def crew(make: Make, batch: Tensor, ranks: int, fabric: Fabric | str = "default", rounds: int = 5) -> list[float]:
     """Virtual seconds of each gradient on so many ranks, which are threads of this process."""
-    with _quiet():
+    with quiet():
         return Crew(ranks).run(lambda comm: virtual(make(VirtualComm(comm, fabric)), batch, rounds))[0]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No garbage collection, which would meet one of many ranks at a time, and no word of idle ranks."""
     enabled = gc.isenabled()
     gc.collect()
@@ -139,7 +139,7 @@ class Modelled:
 
 def modelled(make: Make, batch: Tensor, ranks: int, fabric: Fabric | str = "default", rounds: int = 5) -> Modelled:
     """Both modelled times on the same fabric; costs are measured on this rank with as many layers as one would have."""
-    with _quiet():
+    with quiet():
         one = make(Comm())
         costs = on_fabric(measure(one, batch, ranks), fabric_of(fabric), bytes_of(batch) * one.stepper.memory)
     times = crew(make, batch, ranks, fabric, rounds)

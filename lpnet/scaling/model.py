@@ -7,9 +7,10 @@ serial engine has those of all layers. The gradient error is measured, for it do
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
+from heapq import heapify, heappop, heappush
 
 from lpnet import hierarchy
 from lpnet.cost import Costs, critical_path, on_fabric, serial_work
@@ -26,9 +27,9 @@ MOST_LAYERS = 256
 """Layers with which costs are measured at most, as in `lpnet.measure`."""
 COARSENINGS: tuple[tuple[int, ...], ...] = (
     (8,), (16,), (32,), (64,),
-    (4, 4), (8, 2), (8, 4), (8, 8), (16, 2), (16, 4), (16, 8), (32, 4),
-    (4, 4, 4), (8, 2, 2), (8, 4, 2), (8, 4, 4), (16, 2, 2), (16, 4, 2), (16, 4, 4),
-    (4, 4, 4, 2), (8, 4, 2, 2), (16, 4, 2, 2), (16, 2, 2, 2),
+    (4, 4), (8, 2), (8, 4), (8, 8), (16, 2), (16, 4), (16, 8), (32, 2), (32, 4), (32, 8), (64, 2), (64, 4),
+    (4, 4, 4), (8, 2, 2), (8, 4, 2), (8, 4, 4), (16, 2, 2), (16, 4, 2), (16, 4, 4), (32, 2, 2), (32, 4, 2),
+    (4, 4, 4, 2), (8, 4, 2, 2), (8, 4, 4, 2), (16, 4, 2, 2), (16, 2, 2, 2), (16, 4, 4, 2),
 )  # fmt: skip
 """Of two, three, four and five levels."""
 CYCLES = ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2))
@@ -134,23 +135,25 @@ def best(problem: Problem, ranks: int, costs: Costs, tol: float) -> Pair:
     Where none of the candidates has, the most accurate of them.
     """
     errors = errors_of(problem)
-    ordered = sorted((Model.time(problem, ranks, pair, costs), str(pair), pair) for pair in candidates(problem.layers))
-    found = next((pair for _, _, pair in ordered if errors.of(pair) <= tol), None)
-    if found is None:
-        found = min((pair for _, _, pair in ordered), key=errors.of)
+    shapes = candidates(problem.layers)
+    queue = [(Model.time(problem, ranks, pairs[0], costs), str(pairs[0]), pairs) for pairs in shapes]
+    heapify(queue)
+    tried: list[Pair] = []
+    while queue:
+        _, _, (pair, *more) = heappop(queue)
+        tried.append(pair)
+        if errors.of(pair) <= tol:
+            break
+        if more:  # more cycles take longer
+            heappush(queue, (Model.time(problem, ranks, more[0], costs), str(more[0]), more))
+    found = tried[-1] if errors.of(tried[-1]) <= tol else min(tried, key=errors.of)
     choices = [in_parts(found, parts) for parts in PARTS if parts <= problem.batch]
     return min(choices, key=lambda pair: Model.time(problem, ranks, pair, costs))
 
 
-def candidates(layers: int) -> Iterator[Pair]:
-    """MGRIT with all coarsenings that so many layers have."""
-    for factors in COARSENINGS:
-        base = MGRIT(factors, 1 + len(factors), cycles=0)
-        if len(hierarchy.bounds(layers, base)) == base.levels:
-            for forward, adjoint in CYCLES:
-                yield Pair(replace(base, cycles=forward), replace(base, cycles=adjoint))
-
-
-def middle(seconds: Sequence[float]) -> float:
-    """The median."""
-    return statistics.median(seconds)
+def candidates(layers: int) -> Iterator[list[Pair]]:
+    """MGRIT with all coarsenings that so many layers have, each with more and more cycles."""
+    shapes = [MGRIT(factors, 1 + len(factors), cycles=0) for factors in COARSENINGS]
+    known = [base for base in shapes if len(hierarchy.bounds(layers, base)) == base.levels]
+    for base in known or [MGRIT(2, 2, cycles=0)]:
+        yield [Pair(replace(base, cycles=ahead), replace(base, cycles=back)) for ahead, back in CYCLES]

@@ -1,7 +1,7 @@
 """The picture of a study: times over ranks, the two kinds in panels of their own.
 
-Lines: the ideal, that of the exact serial engine over P (weak: the first time), the serial engine, autograd. A vertical
-line marks the number of ranks from which on a solver is faster than the exact chain.
+Lines: the ideal, that of the exact serial engine over P (weak: the first time), the serial engine, autograd. Vertical
+lines mark the numbers of ranks from which on a solver is faster than the exact chain, and than one rank.
 """
 
 from collections.abc import Sequence
@@ -104,16 +104,17 @@ def _ideal(ax: Axes, found: dict[tuple[str, str], list[Point]]) -> None:
 
 
 def _crossovers(ax: Axes, found: dict[tuple[str, str], list[Point]], colors: dict[str, str]) -> None:
+    ranks = sorted({p.ranks for own in found.values() for p in own})
     height = 0.02
     for (series, kind), own in found.items():
-        if series in (*GREY, EXACT) or kind == "virtual" or (EXACT, kind) not in found:
+        if series in (*GREY, EXACT) or kind == "virtual":
             continue
-        at = crossover(own, found[EXACT, kind])
-        if at is None:
-            continue
-        ax.axvline(at, color=colors[series], linewidth=0.9, linestyle=(0, (1, 3)), zorder=0)
-        words = f" {NAMES.get(series, series)} beats the exact chain from P = {at} ({LABELS[kind]})"
-        ax.annotate(words, (at, height), xycoords=ax.get_xaxis_transform(), fontsize=7, color=colors[series],
-                    ha="right" if at > own[0].ranks else "left", va="bottom")  # fmt: skip
-        height += 0.04
-
+        places = {name: crossover(own, found[name, kind]) for name in (SERIAL, EXACT) if (name, kind) in found}
+        told = [f"{NAMES[name]} from P = {at}" for name, at in places.items() if at is not None]
+        for at in {at for at in places.values() if at is not None}:
+            ax.axvline(at, color=colors[series], linewidth=0.9, linestyle=(0, (1, 3)), zorder=0)
+        if told:
+            words = f"{NAMES.get(series, series)} ({LABELS[kind]}) beats\n" + "\n".join(told)
+            ax.annotate(words, (ranks[0], height), xycoords=ax.get_xaxis_transform(), fontsize=7,
+                        color=colors[series], ha="left", va="bottom")  # fmt: skip
+            height += 0.04 * (1 + len(told))

@@ -142,9 +142,11 @@ def speedup(point: Point, points: Sequence[Point]) -> float | None:
 
 def efficiency(point: Point, points: Sequence[Point]) -> float | None:
     """Strong: speed-up over ranks. Weak: the time on the fewest ranks over this one's. None where it is not known."""
+    if point.series in (SERIAL, AUTOGRAD):
+        return None
     if point.study != "weak":
         found = speedup(point, points)
-        return None if found is None or point.series in (SERIAL, AUTOGRAD) else found / point.ranks
+        return None if found is None else found / point.ranks
     own = [p for p in points if (p.series, p.kind) == (point.series, point.kind)]
     return ratio(curve(own)[0], point)
 

@@ -5,13 +5,14 @@
     simulated    all P, by the cost model
 """
 
+import statistics
 from collections.abc import Iterator
 
 import torch
 
 from lpnet.crew import Crew
 from lpnet.scaling.files import clear, write_points
-from lpnet.scaling.model import Model, errors_of, middle, resolve
+from lpnet.scaling.model import Model, errors_of, resolve
 from lpnet.scaling.options import Study
 from lpnet.scaling.origin import origin
 from lpnet.scaling.points import SERIAL, Point
@@ -20,6 +21,7 @@ from lpnet.scaling.ranks import cores, launch
 from lpnet.scaling.solvers import Pair, Wanted
 from lpnet.scaling.timing import Taken, quartiles, race
 from lpnet.slab import Comm
+from lpnet.stopwatch import quiet
 from lpnet.virtual import VirtualComm
 
 Solvers = list[tuple[str, Pair]]
@@ -68,7 +70,9 @@ def crewed(study: Study, ranks: int, solvers: Solvers) -> list[Point]:
     def rank(comm: Comm) -> list[Taken]:
         return race(problem, solvers, VirtualComm(comm, study.fabric), study.rounds)
 
-    return points_of(study, ranks, Crew(ranks).run(rank)[0], ("virtual", "threads"))
+    with quiet():
+        taken = Crew(ranks).run(rank)[0]
+    return points_of(study, ranks, taken, ("virtual", "threads"))
 
 
 def here(study: Study, comm: Comm, solvers: Solvers, kind: str) -> list[Point]:
@@ -94,7 +98,7 @@ def points_of(study: Study, ranks: int, taken: list[Taken], how: tuple[str, str]
             width=problem.width,
             batch=problem.batch,
             dtype=problem.dtype,
-            seconds=middle(one.seconds),
+            seconds=statistics.median(one.seconds),
             quartiles=quartiles(one.seconds),
             rounds=len(one.seconds),
             gradient_error=one.gradient_error,

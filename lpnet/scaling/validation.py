@@ -16,8 +16,9 @@ from lpnet.scaling.model import Model
 from lpnet.scaling.points import AUTOGRAD, SERIAL, Point
 from lpnet.scaling.problem import Problem
 from lpnet.scaling.solvers import Pair
-from lpnet.scaling.timing import Taken, race
+from lpnet.scaling.timing import Taken
 from lpnet.slab import Comm
+from lpnet.stopwatch import virtual, wall
 from lpnet.virtual import VirtualComm
 
 TOLERANCE = 0.15
@@ -27,23 +28,23 @@ BLOCKS = 3
 
 
 def compare(problem: Problem, solvers: Sequence[tuple[str, Pair]], comm: Comm, rounds: int) -> dict[str, list[Taken]]:
-    """Kind -> times, all taken on these ranks in blocks that take turns; collective, on rank 0."""
-    pair = solvers[0][1]
-    found: dict[str, list[Taken]] = {}
-    costs: list[Costs] = []
+    """Kind -> times of each solver on these ranks; all clocks and solvers take turns; collective, on rank 0."""
+    taken: dict[tuple[str, int], list[float]] = {}
     y, _ = problem.data()
     for _ in range(BLOCKS):
-        costs.append(measure(problem.trunk(pair, comm), y))
-        fabric = measured_fabric(costs[-1], problem)
-        for kind, on in (("wall", comm), ("virtual", VirtualComm(comm, fabric))):
-            taken = race(problem, solvers, on, -(-rounds // BLOCKS))
-            before = found.get(kind, [one._replace(seconds=[]) for one in taken])
-            found[kind] = [b._replace(seconds=[*a.seconds, *b.seconds]) for a, b in zip(before, taken, strict=True)]
-    found["simulated"] = [
-        Taken(series, str(one), [Model.time(problem, comm.size, one, c) for c in costs], None, None)
-        for series, one in solvers
-    ]
-    return found
+        costs = measure(problem.trunk(solvers[0][1], comm), y)
+        virtual_comm = VirtualComm(comm, measured_fabric(costs, problem))
+        pairs = [(problem.trunk(pair, comm), problem.trunk(pair, virtual_comm)) for _, pair in solvers]
+        for i, (_, pair) in enumerate(solvers):
+            taken.setdefault(("simulated", i), []).append(Model.time(problem, comm.size, pair, costs))
+        for _ in range(-(-rounds // BLOCKS)):
+            for i, (plain, clocked) in enumerate(pairs):
+                taken.setdefault(("wall", i), []).extend(wall(plain, y, 1))
+                taken.setdefault(("virtual", i), []).extend(virtual(clocked, y, 1))
+    return {
+        kind: [Taken(series, str(pair), taken[kind, i], None, None) for i, (series, pair) in enumerate(solvers)]
+        for kind in ("wall", *KINDS)
+    }
 
 
 def measured_fabric(costs: Costs, problem: Problem) -> Fabric:
@@ -61,6 +62,9 @@ def verdict(points: Sequence[Point]) -> tuple[bool, list[str]]:
         ratios = {kind: beside[kind].seconds / one.seconds for kind in KINDS if kind in beside}
         good = good and all(abs(value - 1) <= TOLERANCE for value in ratios.values())
         said.append(f"{one.ranks:5d}  {one.series}  {1e3 * one.seconds:.2f}" + "".join(_told(ratios)))
+    if any(p.kind == "virtual" and p.seconds < (1 - TOLERANCE) * q.seconds for p in points for q in points
+           if (q.kind, q.series, q.ranks, p.ranks) == ("wall", p.series, 1, 1)):  # fmt: skip
+        said.append("validate: on one rank processor time is far below the wall's: other work was on the cores")
     word = "within" if good else "NOT within"
     return good, [*said, f"validate: modelled times are {word} {TOLERANCE:.0%} of those on the wall"]
 
