@@ -141,7 +141,7 @@ def speedup(point: Point, points: Sequence[Point]) -> float | None:
 
 
 def efficiency(point: Point, points: Sequence[Point]) -> float | None:
-    """Strong: speed-up over ranks. Weak: the time on the fewest ranks over this one's. None where it is not known."""
+    """Strong: speed-up over ranks. Weak: the time on the fewest ranks over this one's. None: not known, or one rank."""
     if point.series in (SERIAL, AUTOGRAD):
         return None
     if point.study != "weak":
