@@ -9,9 +9,9 @@ import torch
 
 from lpnet import cores
 from lpnet.errors import InputError, warn
-from lpnet.slab import Comm
+from lpnet.slab import Comm, launcher
 
-_AT_START = torch.get_num_threads()  # one for each physical core that this process may run on
+_AT_START = torch.get_num_threads()  # without a launcher: one for each physical core that this process may run on
 
 
 def names() -> tuple[str, ...]:
@@ -84,5 +84,7 @@ def set_threads(comm: Comm, wanted: int | None = None) -> None:
     mine = cores.affinity()
     same, node = sharing(comm, str(sorted(mine))), sharing(comm, "")
     found = cores.threads(len(mine), same, cores.quota(), node, os.environ)
+    if found is not None and launcher() is None:
+        found = min(found, _AT_START)
     if wanted is not None or found is not None:
-        torch.set_num_threads(wanted or min(found or 1, _AT_START))
+        torch.set_num_threads(wanted or found or 1)

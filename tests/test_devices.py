@@ -92,3 +92,26 @@ def test_a_gpu_finds_what_the_processor_finds(options: Any) -> None:
         found.append([y.grad.cpu(), *(p.grad.cpu() for p in made.theta.values())])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("launched", "given", "wanted", "expected"),
+    [
+        (None, 64, None, 2),  # torch's own choice is the most
+        ("PMI", 64, None, 64),  # under a launcher that is no guide
+        (None, 1, None, 1),
+        (None, None, None, None),
+        ("PMI", 64, 3, 3),
+        (None, None, 3, 3),
+    ],
+)
+def test_threads_are_set(
+    monkeypatch: pytest.MonkeyPatch, launched: str | None, given: int | None, wanted: int | None, expected: int | None
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(devices, "launcher", lambda: launched)
+    monkeypatch.setattr(devices, "_AT_START", 2)
+    monkeypatch.setattr(devices.cores, "threads", lambda *_: given)
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    devices.set_threads(Comm(), wanted)
+    assert found == ([] if expected is None else [expected])
