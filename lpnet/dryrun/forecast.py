@@ -291,6 +291,8 @@ def _notes(config: Config) -> list[str]:
         found.append(f"{name}: without its line search" + (" and inner solves" if name not in ("lbfgs", "ncg") else ""))
     if config.control.gradient_tol is not None:
         found.append("error control: the cycles may change in the course, and checks take further solves")
+    if config.training.method == "simultaneous":
+        found.append("simultaneous: comparing what mini-batches start from")
     for key in ("forward", "adjoint"):
         if getattr(config.solver, key).tol is not None:
             found.append(f"solver.{key}.tol: all cycles are counted, though fewer may do")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lpnet.calibration import processor_time
 from lpnet.choices import Solver, Solvers
 from lpnet.config import Config
 from lpnet.multilevel import Multilevel
@@ -66,8 +66,9 @@ class Rest:
 def rest(config: Config, examples: Examples, batch: int, layers: int) -> Rest:
     """Measured on specimens of so many layers and of one."""
     long, short = specimen(config, examples, max(2, layers)), specimen(config, examples, 1)
-    edges = _median(_edges(long, batch))
-    many, one = _median(_update(long)), _median(_update(short))
+    device = long.classifier.weight.device
+    edges = _median(_edges(long, batch), device)
+    many, one = _median(_update(long), device), _median(_update(short), device)
     each = max(0.0, (many - one) / (long.trunk.layers - 1))
     return Rest(edges, max(0.0, one - each), each)
 
@@ -124,12 +125,13 @@ def _update(net: Network) -> Callable[[], object]:
     return act
 
 
-def _median(act: Callable[[], object]) -> float:
-    found = []
+def _median(act: Callable[[], object], device: torch.device) -> float:
+    """Median seconds, of processor time as those of the trunk's steps are."""
+    found, clock = [], processor_time(device)
     for _ in range(ROUNDS + 1):
-        start = time.perf_counter()
+        start = clock()
         act()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(clock() - start)
     return statistics.median(found[1:])
