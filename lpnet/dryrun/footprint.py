@@ -180,18 +180,14 @@ def _work(walk: Walk) -> float:
     own = max(slots_of(program, memory), slots_of(lift, memory))
     sources = max(len(program), len(lift)) if lift or not is_in_place(program) else 0
     programs = [p for level in _levels(walk) for p in _distinct(level) if not isinstance(p, Picard)]
-    steps = sum(max(0, slots_of(p, memory) - memory) for p in programs)
-    scratch = 2 * sum(subject.kept(name) for name, _ in subject.terms)
+    spare = max((max(0, slots_of(p, memory) - memory) for p in programs), default=0)
+    steps = spare * sum(walk.alike.get(level.name, 1) for level in _levels(walk) if level.recipes)
+    scratch = subject.scratch
     levels = sum(bool(level.recipes) for level in _levels(walk))
-    blocks = 0.0
-    for (a, b), number in walk.blocks:
-        general = 0 if is_in_place(program) else sources
-        weights = (b - a) * sum(term.size for _, term in subject.terms) * subject.itemsize
-        blocks += number * ((own + general) * subject.slot + scratch + weights)
-    spare = {(name, number) for name, _, _, number in walk.alike}
-    blocks += scratch * sum(number for *_, number in walk.alike)
-    most = max((max(0, slots_of(p, memory) - memory) for p in programs), default=0)
-    blocks += most * subject.slot * sum(number for _, number in spare)
+    general = 0 if is_in_place(program) else sources
+    each = (own + general) * subject.slot + scratch
+    sizes = [number * (each + (b - a) * subject.weights) for (a, b), number in walk.blocks]
+    blocks = max(sizes, default=0.0)  # of one group at a time
     sent = sum(walk.ledger.sent[kind] for kind in ("halo", "chain", "states"))
     buffers = min(FREE, sent) * subject.state
     return (2 * own + sources + steps) * subject.slot + scratch * (1 + levels) + blocks + buffers

@@ -144,6 +144,16 @@ class Subject:
         dtype = {4: torch.float32, 8: torch.float64}[self.itemsize]
         return torch.empty(1, dtype=dtype).expand(self.stepper.memory, self.features * self.batch)
 
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of the weights of one layer, as the fields see them."""
+        return sum(term.size for _, term in self.terms) * self.itemsize
+
+    @cached_property
+    def scratch(self) -> int:
+        """Bytes in which the fields work."""
+        return 2 * sum(self.kept(name) for name, _ in self.terms)
+
     def unit(self, ranks: int) -> int:
         """Slabs are cut at multiples of this."""
         return slab_unit(self.layers, ranks, self.forward, self.adjoint)

@@ -102,7 +102,7 @@ class Walk:
         pieces: the layers of each segment that is swept forward.
         tapes: in how many parts of the batch the forward solve keeps it, and the adjoint wants it.
         blocks: groups of intervals that go together: the first one, and how many.
-        alike: groups of coarse steps that go together: level, first one, distance, and how many.
+        alike: level -> how many coarse steps go together, at most.
         late: states of the exact chain's adjoint that wait for their gradients.
         points: C-points whose τ or state a solve leaves for the next one, forward and adjoint.
     """
@@ -112,7 +112,7 @@ class Walk:
         self.ledger, self.late = Ledger(), 0.0
         self.in_place = is_in_place(subject.stepper.stages(1.0))
         self.blocks: set[tuple[Span, int]] = set()
-        self.alike: set[tuple[Any, int, int, int]] = set()
+        self.alike: dict[Any, int] = {}
         self.tapes: list[int] = []
         self.recipes = Recipes(subject.stepper, 1.0)
         self.coarse: list[list[Coarse]] = []
@@ -184,7 +184,7 @@ class Walk:
         return CoarseSteps(self.subject.stepper.memory, self.subject.fields, made, rows, mine[0])
 
     def evaluate(self, level: Coarse, adjoint: bool, taped: bool, ks: Sequence[int], us: Sequence[Any]) -> list[Any]:
-        """Some coarse steps, `CoarseSteps._all`; notes in `alike` which go together. Those of `taped` have a tape."""
+        """Some coarse steps, `CoarseSteps._all`; those of `taped` have a tape."""
         found: dict[int, State] = {}
         assert level.steps is not None
         own = sorted(level.last - k for k in ks) if adjoint else sorted(ks)
@@ -192,9 +192,9 @@ class Walk:
             program = level.steps.programs[run[0] - level.steps.first]
             held = []
             if len(run) > 1 and not isinstance(program, Picard) and self.subject.fast:
-                self.alike.add((level.name, run[0], run[1] - run[0], len(run)))
+                self.alike[level.name] = max(len(run), self.alike.get(level.name, 1))
                 tape = 0 if taped else sum(self.subject.kept(step.term) for step in stages_of(program))
-                held.append(State(self.ledger, len(run) * (1 + tape / self.subject.state)))
+                held.append(State(self.ledger, len(run) * (1 + (tape + self.subject.scratch) / self.subject.state)))
             found |= {k: State(self.ledger) for k in run}
             del held
         return [found[level.last - k] if adjoint else found[k] for k in ks]
