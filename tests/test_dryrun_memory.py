@@ -38,6 +38,7 @@ CASES = {
     "AB3": ["--trunk.stepper=ab3", "--trunk.dynamics=two_layer", *both(coarsening=4)],
     "controls": ["--trunk.controls=8", *both(coarsening=4)],
     "wide": ["--trunk.width=32", "--training.batch=32", *both(coarsening=4)],
+    "heavy": ["--run.dtype=float32", "--trunk.width=64", "--training.batch=16", *both(coarsening=8)],
     "simultaneous": ["--training.method=simultaneous", *both(coarsening=4)],
     "simultaneous on all": ["--training.method=simultaneous", "--training.batch=null", *both(coarsening=4)],
     "lbfgs": ["--optimizer.name=lbfgs", "--optimizer.memory=2", "--training.batch=16", *both(coarsening=4)],
