@@ -152,8 +152,15 @@ def best(problem: Problem, ranks: int, costs: Costs, tol: float) -> Pair:
 
 
 def candidates(layers: int) -> Iterator[list[Pair]]:
-    """MGRIT with all coarsenings that so many layers have, each with more and more cycles."""
-    shapes = [MGRIT(factors, 1 + len(factors), cycles=0) for factors in COARSENINGS]
-    known = [base for base in shapes if len(hierarchy.bounds(layers, base)) == base.levels]
+    """MGRIT with all coarsenings that so many layers have, each with more and more cycles.
+
+    Rediscretised coarse steps cost half of matched ones; where much error is allowed they are the faster.
+    """
+    every = [
+        MGRIT(factors, 1 + len(factors), cycles=0, coarse=coarse)
+        for factors in COARSENINGS
+        for coarse in ("matched", "rediscretized")
+    ]
+    known = [base for base in every if len(hierarchy.bounds(layers, base)) == base.levels]
     for base in known or [MGRIT(2, 2, cycles=0)]:
         yield [Pair(replace(base, cycles=ahead), replace(base, cycles=back)) for ahead, back in CYCLES]
