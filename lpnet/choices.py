@@ -99,8 +99,8 @@ class Solver:
         samples: mgrit: parts of an interval with weights of their own in the coarse step. Default 1.
         passes: mgrit: Picard passes of the coarse step. Default 2 for one sample, else 3.
         coarse_weights: mgrit: the mean of the weights of a part, or inject those of its first layer. Default mean.
-        initial: mgrit: first guess: coarse (one coarse solve), tau (one with the defects of the last solution), warm
-            (the last solution), constant. Default coarse.
+        initial: mgrit: first guess: coarse (one coarse solve), nested (one without cycles on the coarse levels), tau
+            (one with the defects of the last solution), warm (the last solution), constant. Default coarse.
         cycle_shape: mgrit: V or F. Default V.
         tol: mgrit: stop at this relative residual. Default: always do all cycles.
         micro_batches: parts of the batch in which the exact chain, or that of the coarsest level, goes through the
@@ -116,7 +116,7 @@ class Solver:
     samples: int | None = None
     passes: int | None = None
     coarse_weights: Literal["mean", "inject"] | None = None
-    initial: Literal["coarse", "tau", "warm", "constant"] | None = None
+    initial: Literal["coarse", "nested", "tau", "warm", "constant"] | None = None
     cycle_shape: Literal["V", "F"] | None = None
     tol: float | None = None
     micro_batches: int | None = None

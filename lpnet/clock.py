@@ -284,7 +284,7 @@ def _solve(solver: Solver, one: _Rank, sums: Sequence[Time], arrivals: list[Time
 
     x0 = torch.zeros(one.Q)
     guess = None
-    if solver.options.initial != "coarse":
+    if solver.options.initial not in ("coarse", "nested"):
         coarse = solver.levels[1:] if solver.options.initial == "tau" else solver.levels[1:2]
         guess = [x0.detach() for level in coarse for _ in range(level.lo, level.hi)]
     solver.solve(x0=x0, guess=guess, total=total)

@@ -16,6 +16,9 @@ from lpnet.programs import Fields, Kept, Place
 from lpnet.propagator import Workspace, state_of
 from lpnet.steppers import Picard, Program, Steps, slots_of
 
+FEW = 8
+"""Steps from which they go together on a CPU: views of their weights take about as long as 6 evaluations of a layer."""
+
 
 class CoarseSteps:
     """Coarse propagators G_k of one level over this rank's spans of layers.
@@ -183,7 +186,7 @@ class CoarseSteps:
         found: dict[int, Tensor] = {}
         given = dict(zip(ks, xs, strict=True))
         for run in self._alike(sorted(ks), xs):
-            some = self._some(run)
+            some = self._some(run, FEW if xs[0].device.type == "cpu" else 2)
             if some is None:
                 found |= {k: alone(k, given[k]) for k in run}
             else:
@@ -208,11 +211,11 @@ class CoarseSteps:
     def _gap(self, k: int, following: int) -> tuple[int, int]:
         return following - k, self.offsets[following - self.first] - self.offsets[k - self.first]
 
-    def _some(self, run: list[int]) -> "Some | None":
-        """Those steps, or None where they go one by one."""
+    def _some(self, run: list[int], least: int) -> "Some | None":
+        """Those steps, or None where they go one by one, as fewer than `least` do."""
         at = run[0] - self.first
         program, offset = self.programs[at], self.offsets[at]
-        if len(run) < 2 or isinstance(program, Picard):
+        if len(run) < least or isinstance(program, Picard):
             return None
         blocks = Blocks(offset, len(run), self._gap(*run[:2])[1], self.offsets[at + 1] - offset)
         fields = {term: field.blocks(blocks) for term, field in self.fields.items()}

@@ -227,7 +227,8 @@ class Solver:
         self._coarse_start(depth + 1)
         c = self.grids[depth].u
         self._sweep(depth, c)
-        self._cycle(depth, c, False, False)
+        if self.options.initial != "nested":
+            self._cycle(depth, c, False, False)
 
     @phased("cycle", level=True)
     def _cycle(self, depth: int, c: list[Tensor], f_shape: bool, last: bool) -> list[Tensor]:

@@ -51,7 +51,9 @@ class MGRIT:
         samples: parts s of an interval, each with its own weights in the coarse step.
         passes: Picard passes p of the coarse step; None: 2 for one sample, else 3.
         coarse_weights: "mean" of the weights of a part, or "inject" those of its first layer.
-        initial: first guess of the C-points: "coarse" (one coarse solve), "tau" (one coarse solve with the defects τ
+        initial: first guess of the C-points: "coarse" (one coarse solve: nested iteration from the coarsest level up,
+            with a cycle on each level between), "nested" (the same without these cycles: half the work on the coarse
+            levels where there are more than one, and about a digit less), "tau" (one coarse solve with the defects τ
             of the last solution: a cycle at the cost of a coarse start), "warm" (the last solution), "constant".
         cycle_shape: "V" or "F".
         tol: stop as soon as the relative residual is at or below this value; None: always do all cycles.
@@ -67,7 +69,7 @@ class MGRIT:
     samples: int = 1
     passes: int | None = None
     coarse_weights: Literal["mean", "inject"] = "mean"
-    initial: Literal["coarse", "tau", "warm", "constant"] = "coarse"
+    initial: Literal["coarse", "nested", "tau", "warm", "constant"] = "coarse"
     cycle_shape: Literal["V", "F"] = "V"
     tol: float | None = None
     micro_batches: int = 1
@@ -92,7 +94,7 @@ class MGRIT:
         if self.passes is not None:
             _whole("passes", self.passes, 1)
         _choice("coarse_weights", self.coarse_weights, ("mean", "inject"))
-        _choice("initial", self.initial, ("coarse", "tau", "warm", "constant"))
+        _choice("initial", self.initial, ("coarse", "nested", "tau", "warm", "constant"))
         _choice("cycle_shape", self.cycle_shape, ("V", "F"))
         if self.cycles < self.least_cycles:
             raise InputError('cycles: 0 given with initial="constant", at least 1 allowed (or initial="coarse")')

@@ -190,6 +190,8 @@ def shapes(layers: int) -> Iterator[MGRIT]:
                 yield replace(base, relaxation=relaxation, coarse_weights=weights)
         # One evaluation instead of two: for many ranks, where the chains are long, and tolerances that are not small.
         yield replace(base, coarse="rediscretized")
+        if levels > 2:
+            yield replace(base, initial="nested")
         # Mean weights of short parts are close to injected ones, those of a part of one layer are the same.
         smallest = min(m) if isinstance(m, tuple) else m
         for samples in sorted({2, 4, smallest}):

@@ -8,7 +8,7 @@ from reference import F64, error, normal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpnet import MGRIT, blocks, dynamics
+from lpnet import MGRIT, blocks, coarse_steps, dynamics
 from lpnet.blocks import Bytes
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.stack import Stack
@@ -40,6 +40,12 @@ def made(name: str, count: int) -> tuple[CoarseSteps, Any]:
     theta, delta = ({n: normal(sum(rows), *p.shape, seed=i + s) for i, (n, p) in enumerate(named)} for s in (0, 50))
     steps = CoarseSteps(stepper.memory, stack.fields(theta), [programs[cut] for cut in lengths], rows, FIRST)
     return steps, stack.directions(theta, delta)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any two go together."""
+    monkeypatch.setattr(coarse_steps, "FEW", 2)
 
 
 def states(name: str, ks: list[int], seed: int) -> list[torch.Tensor]:
@@ -83,7 +89,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["euler", "verlet", "rk4", "ab3"])
-def test_products_do_not_grow_with_the_number_of_steps(name: str) -> None:
+def test_products_do_not_grow_with_the_number_of_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def products(count: int) -> int:
         steps, _ = made(name, count + 1)
         ks = list(range(FIRST, FIRST + count))
@@ -94,3 +100,5 @@ def test_products_do_not_grow_with_the_number_of_steps(name: str) -> None:
         return counted.count
 
     assert products(2) == products(9) > 0
+    monkeypatch.undo()
+    assert products(coarse_steps.FEW - 1) > products(coarse_steps.FEW)  # a few go one by one

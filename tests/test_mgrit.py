@@ -190,13 +190,13 @@ def test_any_levels_are_textbook_fas_cycle_by_cycle(options: MGRIT, N: int) -> N
     levels=st.integers(2, 4),
     relaxation=st.sampled_from(["F", "FCF"]),
     shape=st.sampled_from(["V", "F"]),
-    initial=st.sampled_from(["coarse", "constant"]),
+    initial=st.sampled_from(["coarse", "nested", "constant"]),
 )
 def test_any_levels_converge_to_the_serial_solution(
     N: int, factors: tuple[int, ...], levels: int, relaxation: Any, shape: Any, initial: str
 ) -> None:
     p = problem(N, T=2.0)
-    options = MGRIT(factors, levels, cycles=60, relaxation=relaxation, cycle_shape=shape, tol=1e-15)
+    options = MGRIT(factors, levels, 60, relaxation, cycle_shape=shape, initial=initial, tol=1e-15)
     if len(bounds(N, options)) < 2:
         return  # the exact chain, which is not the solver's
     guess = [start()] * math.ceil(N / factors[0]) if initial == "constant" else None
@@ -269,3 +269,17 @@ def test_info() -> None:
     assert Info("mgrit", [1e-3]).convergence_factor is None
     assert Info("mgrit", [0.0, 0.0]).convergence_factor is None
     assert Info("mgrit", [1e-2, 0.0]).convergence_factor == 0
+
+
+@pytest.mark.parametrize("factors", [(4,), (4, 2), (2, 2, 2)])
+def test_a_nested_start_does_each_coarse_step_once(factors: tuple[int, ...]) -> None:
+    """It is a coarse start where there is one coarse level; else it leaves out the cycles on those between."""
+    found = {}
+    for initial in ("coarse", "nested"):
+        found[initial] = solve(problem(24), MGRIT(factors, len(factors) + 1, cycles=0, initial=initial))
+    for count in found["nested"].coarse:
+        assert set(count.values()) <= {0, 1}
+    total = {initial: sum(sum(count.values()) for count in run.coarse) for initial, run in found.items()}
+    assert (total["coarse"] > total["nested"]) == (len(factors) > 1)
+    errors = {initial: error(run.end, exact(problem(24))[-1]) for initial, run in found.items()}
+    assert (errors["coarse"] < errors["nested"]) == (len(factors) > 1)

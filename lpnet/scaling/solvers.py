@@ -78,8 +78,8 @@ def _mgrit(text: str) -> Pair:
         else:
             options[key] = _number(key, value) if key in _WHOLE else value
     initial = options.get("initial", "coarse")
-    if initial not in ("coarse", "constant"):  # a study repeats one solve, from which others would start
-        raise InputError(f"initial: {initial!r} given, one of coarse, constant allowed")
+    if initial not in ("coarse", "nested", "constant"):  # a study repeats one solve, from which others would start
+        raise InputError(f"initial: {initial!r} given, one of coarse, nested, constant allowed")
     return Pair(MGRIT(**options, cycles=cycles[0]), MGRIT(**options, cycles=cycles[-1]))
 
 
