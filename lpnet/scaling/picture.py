@@ -105,7 +105,8 @@ def _ideal(ax: Axes, found: dict[tuple[str, str], list[Point]]) -> None:
 
 def _crossovers(ax: Axes, found: dict[tuple[str, str], list[Point]], colors: dict[str, str]) -> None:
     ranks = sorted({p.ranks for own in found.values() for p in own})
-    height = 0.02
+    upper = any(p.study == "weak" for own in found.values() for p in own)  # where a study leaves room
+    height = 0.98 if upper else 0.02
     for (series, kind), own in found.items():
         if series in (*GREY, EXACT) or kind == "virtual":
             continue
@@ -116,5 +117,5 @@ def _crossovers(ax: Axes, found: dict[tuple[str, str], list[Point]], colors: dic
         if told:
             words = f"{NAMES.get(series, series)} ({LABELS[kind]}) beats\n" + "\n".join(told)
             ax.annotate(words, (ranks[0], height), xycoords=ax.get_xaxis_transform(), fontsize=7,
-                        color=colors[series], ha="left", va="bottom")  # fmt: skip
-            height += 0.04 * (1 + len(told))
+                        color=colors[series], ha="left", va="top" if upper else "bottom")  # fmt: skip
+            height += (-0.04 if upper else 0.04) * (1 + len(told))
