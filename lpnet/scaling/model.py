@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
 from heapq import heapify, heappop, heappush
+from typing import Literal
 
 from lpnet import hierarchy
 from lpnet.cost import Costs, critical_path, on_fabric, serial_work
@@ -32,6 +33,9 @@ COARSENINGS: tuple[tuple[int, ...], ...] = (
     (4, 4, 4, 2), (8, 4, 2, 2), (8, 4, 4, 2), (16, 4, 2, 2), (16, 2, 2, 2), (16, 4, 4, 2),
 )  # fmt: skip
 """Of two, three, four and five levels."""
+COARSE: tuple[Literal["matched", "rediscretized"], ...] = ("matched", "rediscretized")
+STARTS: tuple[Literal["coarse", "nested"], ...] = ("coarse", "nested")
+"""Of two levels they are the same."""
 CYCLES = ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2))
 PARTS = (1, 2, 4, 8)
 """Of the batch, for the chain of the coarsest level."""
@@ -157,9 +161,10 @@ def candidates(layers: int) -> Iterator[list[Pair]]:
     Rediscretised coarse steps cost half of matched ones; where much error is allowed they are the faster.
     """
     every = [
-        MGRIT(factors, 1 + len(factors), cycles=0, coarse=coarse)
+        MGRIT(factors, 1 + len(factors), cycles=0, coarse=coarse, initial=initial)
         for factors in COARSENINGS
-        for coarse in ("matched", "rediscretized")
+        for coarse in COARSE
+        for initial in (STARTS if len(factors) > 1 else STARTS[:1])
     ]
     known = [base for base in every if len(hierarchy.bounds(layers, base)) == base.levels]
     for base in known or [MGRIT(2, 2, cycles=0)]:
