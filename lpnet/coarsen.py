@@ -75,48 +75,69 @@ def _together(spans: Sequence[Span], slab: Slab, rows: Rows) -> list[list[Span]]
     return groups
 
 
-def _shares(stack: Tensor, lo: int, group: Sequence[Span], rows: np.ndarray) -> Tensor:
-    """What this rank's layers bring to the weights of the steps of a group, (rows of all, ...)."""
-    if len(group) == 1:
-        return _share(stack, lo, group[0], rows)
-    layers = stack[group[0][0] - lo : group[-1][1] - lo].reshape(len(group), rows.shape[1], -1)
-    return torch.matmul(constant(rows, stack), layers).reshape(-1, *stack.shape[1:])
+class Share(NamedTuple):
+    """What layers of this slab bring to the weights of some steps that have as many layers each.
+
+    Attributes:
+        first, end: the layers, counted from the first of the slab.
+        steps: number of steps.
+        rows: coefficients of these layers (of one step, if there are several).
+    """
+
+    first: int
+    end: int
+    steps: int
+    rows: np.ndarray
+
+    def of(self, stack: Tensor) -> Tensor:
+        """(n, ...) to (rows of all steps, ...)."""
+        shape = stack.shape[1:]
+        if self.first >= self.end:
+            return stack.new_zeros(len(self.rows), *shape)
+        layers = stack[self.first : self.end].reshape(self.steps, self.rows.shape[1], -1)
+        return torch.matmul(constant(self.rows, stack), layers).reshape(-1, *shape)
 
 
-def _share(stack: Tensor, lo: int, span: Span, rows: np.ndarray) -> Tensor:
-    """What this rank's layers bring to the weights of a step, (rows, ...); `stack` holds the layers from lo on."""
-    a, b = span
-    first, end = max(a, lo), min(b, lo + len(stack))
-    if first >= end:
-        return stack.new_zeros(len(rows), *stack.shape[1:])
-    own = constant(rows[:, first - a : end - a], stack)
-    return torch.tensordot(own, stack[first - lo : end - lo], 1)
-
-
-def restrict(theta: Weights, spans: Sequence[Span], owners: Sequence[int], slab: Slab, rows: Rows) -> Weights:
-    """Weights of all of this rank's coarse steps, name -> (rows of all steps, ...); collective if spans cross ranks.
+class Restriction:
+    """Weights of this rank's coarse steps on a level from those of the layers; worked out once.
 
     Args:
-        theta: local layers' weights, name -> (n, ...).
         spans: the layers of every step of the level.
         owners: the rank of every step.
         slab: who owns the layers.
         rows: coefficients for a span.
     """
-    comm, lo = slab.comm, slab.lo
-    for span, owner in zip(spans, owners, strict=True):
-        if owner != comm.rank and span[0] < slab.hi and span[1] > lo:
+
+    def __init__(self, spans: Sequence[Span], owners: Sequence[int], slab: Slab, rows: Rows) -> None:
+        self._comm, lo, hi = slab.comm, slab.lo, slab.hi
+        rank = self._comm.rank
+
+        def share(group: Sequence[Span]) -> Share:
+            (a, b), one = (group[0][0], group[-1][1]), rows(group[0])
+            first, end = max(a, lo), min(b, hi)
+            return Share(first - lo, end - lo, len(group), one if len(group) > 1 else one[:, first - a : end - a])
+
+        steps = list(zip(spans, owners, strict=True))
+        self.key = (tuple(spans), tuple(owners))
+        self.mine = [k for k, owner in enumerate(owners) if owner == rank]
+        self.own = [spans[k] for k in self.mine]
+        self._sends = [(k, share([span])) for span, k in steps if k != rank and span[0] < hi and span[1] > lo]
+        self._groups: list[tuple[Share, list[int]]] = []
+        for group in _together(self.own, slab, rows):
+            sources = range(slab.owner(group[0][0]), slab.owner(group[-1][1] - 1) + 1)
+            self._groups.append((share(group), [r for r in sources if r != rank and slab.counts[r]]))
+
+    def __call__(self, theta: Weights) -> Weights:
+        """name -> (n, ...) to name -> (rows of all steps, ...); collective if spans cross ranks."""
+        for owner, share in self._sends:
             for stack in theta.values():
-                comm.send(_share(stack, lo, span, rows(span)), owner)
-    found: dict[str, list[Tensor]] = {name: [] for name in theta}
-    mine = [span for span, owner in zip(spans, owners, strict=True) if owner == comm.rank]
-    for group in _together(mine, slab, rows):
-        shares = {name: _shares(stack, lo, group, rows(group[0])) for name, stack in theta.items()}
-        for source in range(slab.owner(group[0][0]), slab.owner(group[-1][1] - 1) + 1):
-            if source == comm.rank or not slab.counts[source]:
-                continue
-            for share in shares.values():
-                share += comm.recv(share, source)
-        for name, share in shares.items():
-            found[name].append(share)
-    return {name: torch.cat(shares) for name, shares in found.items() if shares}
+                self._comm.send(share.of(stack), owner)
+        found: dict[str, list[Tensor]] = {name: [] for name in theta}
+        for share, sources in self._groups:
+            own = {name: share.of(stack) for name, stack in theta.items()}
+            for source in sources:
+                for part in own.values():
+                    part += self._comm.recv(part, source)
+            for name, part in own.items():
+                found[name].append(part)
+        return {name: ps[0] if len(ps) == 1 else torch.cat(ps) for name, ps in found.items() if ps}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lpnet import chain
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.coarsen import Recipes, Span, Weights, kind_of, restrict
+from lpnet.coarsen import Recipes, Restriction, Span, Weights, kind_of
 from lpnet.direction import Direction
 from lpnet.fields import Field
 from lpnet.fine import AdjointFine, ForwardFine
@@ -66,6 +66,7 @@ class Engine:
         self.comm: Comm = slab.comm
         self.ahead, self.back = Direction(slab, False), Direction(slab, True)
         self._recipes = Recipes(stepper, h)
+        self._restrictions: dict[Any, Restriction] = {}
 
     def check(self, options: MGRIT) -> None:
         """Raise `InputError`, on all ranks alike, where a coarse step of a level and its rows do not fit each other."""
@@ -145,16 +146,21 @@ class Engine:
         self, prepared: Prepared, direction: Direction, bound: tuple[int, ...], options: MGRIT
     ) -> CoarseSteps | None:
         """Coarse steps of this rank on one level, shared by all solves that need the same; None where it has none."""
-        spans = direction.spans(bound)
-        owners = direction.owners(spans)
-        key = (tuple(spans), tuple(owners), *kind_of(options))
-        if key not in prepared.coarse:
-            rows = partial(self.rows, options)
-            theta = restrict(prepared.theta, spans, owners, self.slab, rows)
-            mine = [k for k, owner in enumerate(owners) if owner == self.comm.rank]
-            own = [spans[k] for k in mine]
-            prepared.coarse[key] = self._steps(prepared.fields, theta, own, options, mine[0]) if mine else None
-        return prepared.coarse[key]
+        restriction = self.restriction(direction, bound, options)
+        if restriction not in prepared.coarse:
+            theta, mine = restriction(prepared.theta), restriction.mine
+            steps = self._steps(prepared.fields, theta, restriction.own, options, mine[0]) if mine else None
+            prepared.coarse[restriction] = steps
+        return prepared.coarse[restriction]
+
+    def restriction(self, direction: Direction, bound: tuple[int, ...], options: MGRIT) -> Restriction:
+        """Of weights to a level; the same one for both directions where the steps and their ranks are the same."""
+        key = direction.adjoint, bound, *kind_of(options)
+        if key not in self._restrictions:
+            spans = direction.spans(bound)
+            made = Restriction(spans, direction.owners(spans), self.slab, partial(self.rows, options))
+            self._restrictions[key] = self._restrictions.setdefault((made.key, *kind_of(options)), made)
+        return self._restrictions[key]
 
     def _parted(
         self, layers: Layers, direction: Direction, bound: tuple[int, ...], steps: CoarseSteps | None, options: MGRIT
@@ -163,8 +169,9 @@ class Engine:
 
         Random layers draw numbers for a state as a whole.
         """
-        busy = set(direction.owners(direction.spans(bound)))
-        if steps is None or steps.is_random or len(busy) == 1 or options.micro_batches == 1:
+        if steps is None or steps.is_random or options.micro_batches == 1:
+            return None
+        if len(set(direction.owners(direction.spans(bound)))) == 1:
             return None
         last = len(bound) - 2
         pull = partial(_pull_of, last) if direction.adjoint else CoarseSteps.step

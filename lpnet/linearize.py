@@ -11,7 +11,6 @@ forward solve did, and back as many as the options allow.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from torch import Tensor
 from lpnet import chain
 from lpnet.coarse_grid import one_by_one
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.coarsen import restrict
 from lpnet.control import Schedule, exact_of
 from lpnet.errors import InputError
 from lpnet.mgrit import FinePropagator, Info, Solver
@@ -204,19 +202,14 @@ class Linearization:
     def _linearize(self, options: MGRIT, bound: tuple[int, ...]) -> _Level:
         """Coarse steps of a level at the states of the last forward sweep."""
         engine, ahead = self._engine, self._engine.ahead
-        spans = ahead.spans(bound)
-        owners = ahead.owners(spans)
-        rows = partial(engine.rows, options)
+        spans, restriction = ahead.spans(bound), engine.restriction(ahead, bound, options)
         steps = engine.coarse(self._prepared, ahead, bound, options)
-        own = [k for k, owner in enumerate(owners[:-1]) if owner == engine.comm.rank]  # nobody needs the last one's end
+        own = [k for k in restriction.mine if k + 1 < len(spans)]  # nobody needs the last one's end
         if steps is not None:
             states = [self._prepared.layers.state(spans[k][0], self._solution.tapes[0]) for k in own]
             steps.linearize_all(own, states)
 
-        def restricted(theta: Weights) -> Weights:
-            return restrict(theta, spans, owners, engine.slab, rows)
-
-        return _Level(steps, restricted, self.trunk._stack.directions, self._prepared.theta)
+        return _Level(steps, restriction, self.trunk._stack.directions, self._prepared.theta)
 
 
 def _fixed(options: SolverOptions, done: Info | None) -> SolverOptions:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lpnet import MGRIT
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.coarsen import parts, restrict
+from lpnet.coarsen import Restriction, parts
 from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
@@ -66,7 +66,7 @@ def coarse_of(net: Net, spans: list[tuple[int, int]], options: MGRIT) -> CoarseS
     one = stepper(net.kind)
     cuts = {span: tuple(q - p for p, q in parts(span, options.samples)) for span in spans}
     rows = {span: one.rows(cut, options) for span, cut in cuts.items()}
-    theta = restrict(net.theta, spans, [0] * len(spans), Slab(net.layers, Comm()), rows.__getitem__)
+    theta = Restriction(spans, [0] * len(spans), Slab(net.layers, Comm()), rows.__getitem__)(net.theta)
     programs = [one.coarse(cut, net.h, options) for cut in cuts.values()]
     return CoarseSteps(one.memory, fields_of(net, theta), programs, [len(r) for r in rows.values()], 0)
 

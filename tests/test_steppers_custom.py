@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lpnet
 from lpnet import MGRIT, InputError, Serial
-from lpnet.coarsen import Recipes, restrict
+from lpnet.coarsen import Recipes, Restriction
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import RK4, Euler, Mix, Picard, Program, Stage, Stepper, Steps
 
@@ -147,7 +147,7 @@ def test_spans_together_and_one_by_one(stepper: Stepper, layers: int) -> None:
     recipes, options = Recipes(stepper, 0.1), MGRIT(4, samples=2)
     theta = {"K": normal(layers, 3, 2), "b": normal(layers, 3), "s": normal(layers)}
     spans, slab = [(a, min(a + 4, layers)) for a in range(0, layers, 4)], Slab(layers, Comm())
-    found = restrict(theta, spans, [0] * len(spans), slab, lambda span: recipes(span, options).rows)
+    found = Restriction(spans, [0] * len(spans), slab, lambda span: recipes(span, options).rows)(theta)
     for name, t in theta.items():
         rows = [torch.from_numpy(stepper.rows(tuple([(b - a) // 2] * 2), options)) for a, b in spans]
         alone = [torch.tensordot(r, t[a:b], 1) for r, (a, b) in zip(rows, spans, strict=True)]

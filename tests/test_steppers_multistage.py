@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lpnet import MGRIT, Serial
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.coarsen import parts, restrict
+from lpnet.coarsen import Restriction, parts
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
 from lpnet.steppers import REGISTRY
@@ -91,7 +91,7 @@ def coarse_of(method: Method, chain: Chain, spans: list[tuple[int, int]], option
     module = trunk(chain.kind, method.stepper, 1)._stack.module
     lengths = [tuple(q - p for p, q in parts(span, options.samples)) for span in spans]
     rows = dict(zip(spans, (method.stepper.rows(cut, options) for cut in lengths), strict=True))
-    theta = restrict(chain.theta, spans, [0] * len(spans), Slab(chain.layers, Comm()), rows.__getitem__)
+    theta = Restriction(spans, [0] * len(spans), Slab(chain.layers, Comm()), rows.__getitem__)(chain.theta)
     programs = [method.stepper.coarse(cut, chain.h, options) for cut in lengths]
     fields = Stack(module, method.stepper).fields(theta)
     return CoarseSteps(method.stepper.memory, fields, programs, [len(r) for r in rows.values()], 0)

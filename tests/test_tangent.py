@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lpnet import MGRIT, steppers
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.coarsen import parts, restrict
+from lpnet.coarsen import Restriction, parts
 from lpnet.propagator import Layers
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
@@ -140,7 +140,7 @@ def test_coarse_steps(kind: str, how: str) -> None:
     cuts = {span: tuple(q - p for p, q in parts(span, options.samples)) for span in spans}
     rows = {span: made.stepper.rows(cut, options) for span, cut in cuts.items()}
     slab = Slab(N, Comm())
-    theta, delta = (restrict(w, spans, [0, 0], slab, rows.__getitem__) for w in (made.theta, made.delta))
+    theta, delta = (Restriction(spans, [0, 0], slab, rows.__getitem__)(w) for w in (made.theta, made.delta))
     programs = [made.stepper.coarse(cut, H, options) for cut in cuts.values()]
     fields = made.stack.fields(theta)
     steps = CoarseSteps(made.stepper.memory, fields, programs, [len(r) for r in rows.values()], 0)
