@@ -5,6 +5,7 @@ same weights, input and start; the best of these gradients is then the one that 
 """
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -35,13 +36,13 @@ class Check:
 
     def __init__(self, step: Step, first: Gradient, signals: Signals, controller: Controller) -> None:
         self.trunk, self.guess, self.controller = step.trunk, step.guess, controller
-        self._signals, self._found = signals, [_copied(first)]
+        self._signals, self._found = signals, [first]
         self.done, self.report = False, Report(math.inf, False, True, _cycles(first))
         self.schedule, self._spent = controller.next_of_check(1, 0.0)
 
     def add(self, gradient: Gradient) -> None:
         """The gradient by `schedule`; collective."""
-        self._found.append(_copied(gradient))
+        self._found.append(gradient)
         errors, rate = _errors(self.trunk, self._found), math.inf
         exact, others = self.schedule.exact, self._found[: -1 if self.schedule.exact else None]
         if len(others) > 1:
@@ -105,11 +106,6 @@ def _infos(g: Gradient) -> tuple[Info, Info]:
     return g.forward, g.adjoint
 
 
-def _copied(g: Gradient) -> Gradient:
-    """With memory of its own: the fields write their next gradient to the same place."""
-    return Gradient([w.clone() for w in g.weights], g.inputs, *_infos(g))
-
-
 def _ratio(part: float, whole: float) -> float:
     if not math.isfinite(part) or not math.isfinite(whole):
         return math.inf
@@ -123,6 +119,44 @@ class Solved(NamedTuple):
     solution: Solution
     schedule: Schedule
     controller: Controller | None
+
+
+class _Kept:
+    """Holds it for a node of the graph whose saved tensors were replaced by others.
+
+    Autograd drops what a node has saved after its last backward pass. So a tensor without content is saved, which has
+    what was solved as an attribute: it is given up as soon as can be. Hooks on saved tensors may put copies in their
+    place, though, which have no such attribute; the tensor is gone then before any backward pass.
+    """
+
+    def __init__(self, solved: Solved) -> None:
+        self.done = False
+        self.solved: Solved | None = None
+        self.token = torch.empty(0)
+        self.token.solved = solved  # type: ignore[attr-defined]
+        weakref.finalize(self.token, self._outlive, solved).atexit = False
+
+    def _outlive(self, solved: Solved) -> None:
+        if not self.done:
+            self.solved = solved
+
+    def hand_over(self) -> Tensor:
+        """The tensor that is to be saved, to which nothing else refers."""
+        token, self.token = self.token, torch.empty(0)
+        return token
+
+    def of(self, saved: Tensor) -> Solved:
+        """What was solved, from the tensor that autograd gives back."""
+        found: Solved | None = getattr(saved, "solved", self.solved)
+        assert found is not None
+        return found
+
+
+def solved_of(output: Tensor) -> Solved:
+    """What the forward pass of a trunk has kept for the backward pass of this output; it must not have been done."""
+    node: Any = output.grad_fn
+    found: Solved = node.kept.of(node.saved_tensors[-1])
+    return found
 
 
 class Propagate(torch.autograd.Function):
@@ -140,16 +174,16 @@ class Propagate(torch.autograd.Function):
             trunk.info.control, trunk.info.schedules = None, [schedule]
         elif trunk._again.keeps:  # a check, and no look at other weights
             trunk.info.schedules = [*trunk.info.schedules, schedule]
-        kept = torch.empty(0)
-        kept.solved = Solved(step, solution, schedule, controller)  # type: ignore[attr-defined]
-        ctx.save_for_backward(*theta, kept)  # which autograd drops after the last backward pass, and so the tape
+        ctx.kept = _Kept(Solved(step, solution, schedule, controller))
+        ctx.save_for_backward(*theta, ctx.kept.hand_over())
         return step.unpacked(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        *theta, kept = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
-        step, solution, schedule, controller = kept.solved
+        *theta, token = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
+        step, solution, schedule, controller = ctx.kept.of(token)
+        ctx.kept.done = True
         step.z, step.wanted = step._packed(bar), any(ctx.needs_input_grad[3:])
         gradient = step.adjoint(solution, schedule.adjoint, step.wanted)
         step.trunk.info.adjoint = gradient.adjoint

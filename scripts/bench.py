@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 import lpnet
 from lpnet import slab
+from lpnet.gradient import solved_of
 
 
 def versions() -> dict[str, str]:
@@ -143,7 +144,7 @@ def kept_by_autograd(net: nn.Module, y: Tensor) -> int:
 def kept_by_trunk(trunk: lpnet.LayerParallel, y: Tensor) -> int:
     """Bytes that this rank keeps for the adjoint between forward and backward."""
     out = trunk(y.clone().requires_grad_())
-    tapes = out.grad_fn.saved_tensors[-1].solved.solution.tapes  # type: ignore[union-attr]
+    tapes = solved_of(out).solution.tapes
     kept = [t for tape in tapes for layers in tape.kept for t in layers]
     return tensors_bytes([*kept, *(t for tape in tapes for t in (*tape.starts.values(), *tape.ends.values()))])
 

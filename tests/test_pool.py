@@ -1,6 +1,8 @@
 """Memory of a step is used again by the next one, and never while anyone holds it."""
 
 import gc
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from reference import F64, normal
 from torch import Tensor
 
 import lpnet
+from lpnet.gradient import solved_of
+from lpnet.how import Store
 from lpnet.options import SolverOptions
-from lpnet.pool import LARGE, Pool
+from lpnet.pool import LARGE, WHILE, Pool
 
 
 class Holder:
@@ -44,29 +48,41 @@ def test_memory_comes_back_when_no_tensor_uses_it(dtype: torch.dtype) -> None:
 
 def test_what_nobody_asks_for_any_more_is_given_up() -> None:
     pool, like = Pool(), torch.empty(0)
-    for n in range(1, 4):
+    for n in (1, 2):
         pool.empty((n, LARGE), like)
+    assert sum(len(free) for free in pool._free.values()) == 2
+    for _ in range(2 * WHILE):
+        pool.empty((2, LARGE), like)
     assert sum(len(free) for free in pool._free.values()) == 1
 
 
-def trunk(width: int, batch: int, solver: SolverOptions) -> tuple[lpnet.LayerParallel, Tensor]:
-    made = lpnet.LayerParallel(lpnet.dynamics.Dense(width), 16, 1.0, forward=solver, adjoint=solver, init="random")
+def trunk(
+    width: int, batch: int, solver: SolverOptions, store: Store = "all", layers: int = 16
+) -> tuple[lpnet.LayerParallel, Tensor]:
+    made = lpnet.LayerParallel(
+        lpnet.dynamics.Dense(width), layers, 1.0, forward=solver, adjoint=solver, init="random", store=store
+    )
     return made, normal(batch, width).float()
 
 
 @pytest.mark.parametrize("solver", [lpnet.Serial(), lpnet.MGRIT(coarsening=4)], ids=["serial", "mgrit"])
 @pytest.mark.parametrize(("width", "batch"), [(4, 70), (20, 30)], ids=["packed", "direct"])
-def test_a_step_makes_no_tape_and_no_weights_anew(width: int, batch: int, solver: SolverOptions) -> None:
+@pytest.mark.parametrize("store", ["all", "cpoints"])
+@pytest.mark.parametrize("parts", [1, 2], ids=["one size", "two sizes"])
+def test_a_step_makes_no_tape_and_no_weights_anew(
+    width: int, batch: int, solver: SolverOptions, store: Store, parts: int
+) -> None:
     """The loss of the step before is still held, as in any training loop, when the next forward pass begins."""
-    made, y = trunk(width, batch, solver)
+    made, y = trunk(width, batch, solver, store, layers=23)
     asked: list[str] = []
     fresh = Pool._fresh
     for step in range(3):
         asked.clear()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Pool, "_fresh", lambda pool, make: asked.append("") or fresh(pool, make))
-            loss = made(y).square().sum()
-            loss.backward()
+        for part in range(parts):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Pool, "_fresh", lambda pool, make: asked.append("") or fresh(pool, make))
+                loss = made(y[part:]).square().sum()
+                loss.backward()
         assert bool(asked) == (step == 0)
 
 
@@ -104,9 +120,25 @@ def test_gradients_keep_their_values_when_the_next_step_is_done() -> None:
 
 def test_the_tape_is_gone_after_the_backward_pass() -> None:
     made, y = trunk(4, 70, lpnet.Serial())
-    loss = made(y).square().sum()
-    node = loss.grad_fn.next_functions[0][0].next_functions[0][0]
-    assert node.saved_tensors[-1].solved.solution.tapes
+    out = made(y)
+    tape = weakref.ref(solved_of(out).solution.tapes[0])
+    loss = out.square().sum()
+    loss.backward(retain_graph=True)
+    assert tape() is not None
     loss.backward()
+    assert tape() is None
     with pytest.raises(RuntimeError, match="second time"):
-        _ = node.saved_tensors
+        loss.backward()
+
+
+@pytest.mark.parametrize("pack", [lambda t: t.clone(), lambda t: t.numpy()], ids=["copied", "offloaded"])
+def test_hooks_may_replace_what_is_saved(pack: Any) -> None:
+    made, y = trunk(4, 70, lpnet.MGRIT(coarsening=4))
+    made(y).square().sum().backward()
+    expected = [p.grad for p in made.parameters()]
+    made.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pack(t.detach()), torch.as_tensor):
+        loss = made(y).square().sum()
+    loss.backward()
+    for p, grad in zip(made.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, grad)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lpnet.gradient import solved_of
 from lpnet.module import LayerParallel
 from lpnet.options import Serial
 from lpnet.scaling.points import AUTOGRAD, SERIAL
@@ -175,7 +176,7 @@ def kept(trunk: LayerParallel, y: Tensor) -> int:
     with torch.enable_grad():
         out = trunk(y.clone().requires_grad_())
     assert out.grad_fn is not None
-    tapes = out.grad_fn.saved_tensors[-1].solved.solution.tapes
+    tapes = solved_of(out).solution.tapes
     tensors: list[Tensor] = list(trunk.theta.values())
     for tape in tapes:
         tensors += [t for layers in tape.kept for t in layers if t is not None]
