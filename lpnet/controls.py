@@ -10,7 +10,7 @@ Source of the splines: de Boor, A Practical Guide to Splines (1978).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,12 +22,23 @@ from scipy.interpolate import BSpline
 from torch import Tensor
 
 from lpnet.errors import InputError
-from lpnet.slab import Slab, layer_squares
+from lpnet.slab import Slab
+from lpnet.sums import CHUNK, flat, layer_squares, parts_of, row_sums
 
 _DEGREES = {"constant": 0, "linear": 1, "spline": 3}
 
-Form = tuple[Tensor, Tensor]
-"""Of a form vᵀQv: its parts, which add up to it, in float64 on the host, (rows,); and Qv, as v."""
+
+@dataclass(frozen=True)
+class Form:
+    """A form vᵀQv, of which nothing is kept but v.
+
+    Args:
+        parts: what adds up to it, in float64 on the host, (rows,).
+        product: s Qv for a number s, as v.
+    """
+
+    parts: Callable[[], Tensor]
+    product: Callable[[Tensor | float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,7 @@ class Grid(ABC):
 
     @abstractmethod
     def derivative(self, v: Tensor) -> Form:
-        """∫|v'|² dt; collective."""
+        """∫|v'|² dt; collective (its parts and products are not)."""
 
 
 def squares(grid: Grid, lists: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -178,12 +189,15 @@ class LayerGrid(Grid):
         return self.slab.to_layers(columns, c)
 
     def square(self, v: Tensor) -> Form:
-        return self.spacing * layer_squares(v), self.spacing * v
+        def product(scale: Tensor | float) -> Tensor:
+            return torch.mul(v, self.spacing * scale, out=torch.empty_like(v, memory_format=torch.contiguous_format))
+
+        return Form(lambda: self.spacing * layer_squares(v), product)
 
     def derivative(self, v: Tensor) -> Form:
         """Σ_j |v_{j+1} − v_j|² / h."""
         if not len(v):
-            return layer_squares(v), v
+            return Form(lambda: layer_squares(v), lambda scale: scale * v)
         before, after = self.slab.beside
         comm = self.slab.comm
         if before is not None:
@@ -192,9 +206,40 @@ class LayerGrid(Grid):
             comm.send(v[-1], after)
         following = comm.recv(v[0], after) if after is not None else v[-1]
         preceding = comm.recv(v[0], before) if before is not None else v[0]
-        d = torch.cat([v[1:], following[None]]) - v  # of layer N − 1: 0
-        earlier = torch.cat([(v[0] - preceding)[None], d[:-1]])
-        return layer_squares(d) / self.spacing, (earlier - d) / self.spacing
+        steps = _Differences(flat(v), preceding.reshape(1, -1), following.reshape(1, -1))
+
+        def product(scale: Tensor | float) -> Tensor:
+            found = torch.empty_like(v, memory_format=torch.contiguous_format)
+            steps.second(scale / self.spacing, flat(found))
+            return found
+
+        return Form(lambda: steps.squares() / self.spacing, product)
+
+
+class _Differences:
+    """v_{j+1} − v_j of stacked rows (n, size) with their neighbours (1, size), of a part of the rows at once."""
+
+    def __init__(self, v: Tensor, preceding: Tensor, following: Tensor) -> None:
+        self._v, self._preceding, self._following = v, preceding, following
+
+    def _parts(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows a, …, b − 1, and their differences from before the first to behind the last, (b − a + 1, size)."""
+        v, n = self._v, len(self._v)
+        for a, b in parts_of(v):
+            d = v.new_empty(b - a + 1, v.shape[1])
+            torch.sub(v[a], v[a - 1] if a else self._preceding[0], out=d[0])
+            torch.sub(v[a + 1 : b], v[a : b - 1], out=d[1:-1])
+            torch.sub(v[b] if b < n else self._following[0], v[b - 1], out=d[-1])
+            yield a, b, d
+
+    def squares(self) -> Tensor:
+        """|v_{j+1} − v_j|², (n,), in float64 on the host."""
+        return torch.cat([row_sums(d[1:].double().square()) for _, _, d in self._parts()]).cpu()
+
+    def second(self, scale: Tensor | float, to: Tensor) -> None:
+        """s (2 v_j − v_{j−1} − v_{j+1}), (n, size)."""
+        for a, b, d in self._parts():
+            torch.sub(d[:-1], d[1:], out=to[a:b]).mul_(scale)
 
 
 class ControlGrid(Grid):
@@ -298,7 +343,17 @@ def _columns(B: np.ndarray) -> tuple[int, int]:
 
 
 def _form(L: Tensor, v: Tensor) -> Form:
-    """|Lv|² and LᵀLv."""
-    L = L.to(v.device)
-    rows = torch.tensordot(L, v.double(), 1)
-    return layer_squares(rows), torch.tensordot(L.T, rows, 1).to(v)
+    """|Lv|² and LᵀLv, of some columns at once."""
+    L, columns = L.to(v.device), flat(v).split(max(1, CHUNK // len(v)), dim=1)
+
+    def parts() -> Tensor:
+        zero = torch.zeros(len(L), dtype=torch.float64, device=v.device)
+        return sum(((L @ one.double()).square().sum(1) for one in columns), zero).cpu()
+
+    def product(scale: Tensor | float) -> Tensor:
+        found = torch.empty_like(v, memory_format=torch.contiguous_format)
+        for one, to in zip(columns, flat(found).split(columns[0].shape[1], dim=1), strict=True):
+            to.copy_(scale * (L.T @ (L @ one.double())))
+        return found
+
+    return Form(parts, product)

@@ -45,7 +45,7 @@ class _OfTrunk:
         self.trunk, self.weight = trunk, _checked(weight)
 
     def form(self, v: Tensor) -> Form:
-        """vᵀQv in parts, and Qv, for a tensor like one of the trunk's parameters."""
+        """The form vᵀQv, for a tensor like one of the trunk's parameters."""
         raise NotImplementedError
 
     @property
@@ -58,7 +58,7 @@ class _OfTrunk:
 
     def hessian(self, v: Sequence[Tensor]) -> list[Tensor]:
         """α Q v, exactly, for v like `parameters`; collective."""
-        return [self.weight * self.form(t.detach())[1] for t in v]
+        return [self.form(t.detach()).product(self.weight) for t in v]
 
 
 class Tikhonov(_OfTrunk):
@@ -107,18 +107,19 @@ def _checked(weight: Any) -> float:
 
 
 class _Value(torch.autograd.Function):
-    """½ α Σ θᵀQθ, summed in float64 and in the order of the layers."""
+    """½ α Σ θᵀQθ, summed in float64 and in the order of the layers; the gradients α Qθ are made when asked for."""
 
     @staticmethod
     def forward(ctx: Any, penalty: _OfTrunk, *theta: Tensor) -> Tensor:
         forms = [penalty.form(t.detach()) for t in theta]
-        ctx.weight = penalty.weight
-        ctx.save_for_backward(*(product for _, product in forms))
+        ctx.weight, ctx.forms = penalty.weight, forms
+        ctx.save_for_backward(*theta)  # so that a change of them before `backward` is an error
         grid: Grid = penalty.trunk.grid
-        total = grid.sums(torch.stack([parts for parts, _ in forms], dim=1)).sum()
+        total = grid.sums(torch.stack([form.parts() for form in forms], dim=1)).sum()
         return (0.5 * penalty.weight * total).to(theta[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *(bar * ctx.weight * product for product in ctx.saved_tensors))
+        needed = zip(ctx.forms, ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        return (None, *(form.product(bar * ctx.weight) if needs else None for form, _, needs in needed))

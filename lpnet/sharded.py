@@ -3,7 +3,6 @@
     ⟨a, b⟩ = Σ_replicated a·b + Σ_{j<N} a_j·b_j        with the terms of a trunk in the order of its layers
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
 from lpnet.slab import Comm, Slab, world
+from lpnet.sums import flat, layer_products
 
 _NOT_ELEMENTWISE = ("LBFGS", "Adafactor", "Muon")
-_CHUNK = 2**15  # numbers whose products are taken at once, so that they stay in the cache
 
 
 def slab_of(parameter: Tensor) -> Slab | None:
@@ -82,21 +81,8 @@ def dots(parameters: Sequence[Tensor], pairs: Sequence[tuple[Sequence[Tensor], S
 
 def _products(pairs: list[tuple[Tensor, Tensor]], replicated: bool) -> Tensor:
     """a_j·b_j of every layer j: pairs of (n, ...) -> (n, pairs), on the host; a replicated tensor is one layer."""
-    like = pairs[0][0]
-    n = 1 if replicated else len(like)
-    size = math.prod(like.shape if replicated else like.shape[1:])
-    rows = {id(t): t.reshape(n, size) for pair in pairs for t in pair}
-    at_once = max(1, n if like.is_cuda else _CHUNK // max(1, size))
-    sums = []
-    for lo in range(0, max(1, n), at_once):
-        parts = {key: t[lo : lo + at_once].double() for key, t in rows.items()}
-        sums.append(torch.stack([_row_sums(parts[id(a)] * parts[id(b)]) for a, b in pairs], dim=1))
-    return torch.cat(sums).cpu()
-
-
-def _row_sums(rows: Tensor) -> Tensor:
-    """(n, size) -> (n,): each the same bits for any n, where torch would sum a long single row in parts, by threads."""
-    return rows.expand(2, -1).sum(1)[:1] if len(rows) == 1 else rows.sum(1)
+    rows = {id(t): t.reshape(1, -1) if replicated else flat(t) for pair in pairs for t in pair}
+    return layer_products([(rows[id(a)], rows[id(b)]) for a, b in pairs])
 
 
 def _listed(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:

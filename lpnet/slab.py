@@ -8,7 +8,6 @@ Communication is by buffers on a duplicated communicator. Tensors that MPI canno
 CUDA-aware) are staged through the host. `Comm` itself is the serial twin: one rank, no MPI.
 """
 
-import math
 import os
 import time
 from bisect import bisect_right
@@ -235,11 +234,6 @@ def as_comm(comm: Any) -> Comm:
     if isinstance(comm, type) or not hasattr(comm, "Dup"):
         raise InputError(f"comm: {comm!r} given, an mpi4py communicator, an lpnet.slab.Comm or None allowed")
     return MPIComm(comm)
-
-
-def layer_squares(stack: Tensor) -> Tensor:
-    """|θ_j|² of every layer of a stacked tensor, (n, ...) -> (n,), in float64 on the host."""
-    return stack.double().reshape(len(stack), math.prod(stack.shape[1:])).square().sum(1).cpu()
 
 
 class Slab:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from counting import Living
 from gradients import data
 from reference import F64, KINDS, error, normal, twin
 from splines import DEGREES, energy, matrix
@@ -168,6 +169,35 @@ def test_float32_weights_are_summed_in_float64(one: Any) -> None:
     found = one(trunk.float(), 0.7)()
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact, rel=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("controls", [None, Controls(100)])
+def test_memory_is_that_of_the_gradient(one: Any, dtype: torch.dtype, controls: Controls | None) -> None:
+    trunk = lpnet.LayerParallel(lpnet.dynamics.Dense(64), 200, 1.0, dtype=dtype, comm=Comm(), controls=controls)
+    size = sum(p.numel() * p.element_size() for p in trunk.parameters())
+    penalty = one(trunk, 0.7)
+    with Living() as living:
+        value = penalty()
+    assert living.most < 1.5 * size  # parameters are counted
+    with Living() as living:
+        value.backward()
+        assert living.most < 1.5 * size
+    trunk.zero_grad()
+    with Living() as living:
+        penalty().backward()
+    assert living.most < 2.5 * size
+
+
+@BOTH
+def test_weights_that_change_before_the_gradient(one: Any) -> None:
+    trunk = twin("dense", 9)
+    value = one(trunk, 0.7)()
+    with torch.no_grad():
+        next(trunk.parameters()).mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 @BOTH

@@ -3,7 +3,7 @@
 What grows with the layers of a rank:
 
     weights      parameters, a copy of the last good ones, what the fields work with, and gradients: those of penalties
-                 in the adjoint, all of them in the update; squares, where penalties are evaluated
+                 in the adjoint, and then their sum with those of the loss
     optimizer    what it keeps of each parameter
     tape         what the forward sweep leaves for the adjoint (`store`)
     states       ends of segments and all that the multigrid cycles hold, the most that there is at once
@@ -72,7 +72,7 @@ class Footprint:
 
 
 def footprint(walk: Walk, edges: Edges) -> Footprint:
-    """Memory of the rank of a walk, when it holds the most: in the adjoint, in a penalty, or in the update."""
+    """Memory of the rank of a walk, when it holds the most: in the adjoint, or where gradients are added up."""
     subject = walk.subject
     rows = walk.layers if subject.controls is None else subject.controls.points
     own = rows * subject.layer + edges.parameters
@@ -91,12 +91,8 @@ def footprint(walk: Walk, edges: Edges) -> Footprint:
         data=edges.data,
     )
     resting = replace(solving, states=2.0 * len(walk.pieces) * subject.state, work=0.0)
-    double = 8 // subject.itemsize  # squares are summed in float64
-    squares = 2 + double + (double if double > 1 else 0)
-    moments = [solving, replace(resting, weights=4 * own + held)]
-    if edges.penalties:
-        moments.append(replace(resting, weights=(1 + edges.penalties + squares) * own + held))
-    return max(moments, key=lambda one: one.total)
+    added = replace(resting, weights=(5 if edges.penalties else 3) * own + held)  # two gradients and their sum
+    return max(solving, added, key=lambda one: one.total)
 
 
 def _program_tape(subject: Subject, program: Program) -> float:

@@ -109,6 +109,7 @@ def _update(net: Network) -> Callable[[], object]:
     penalties, searching = penalties_of(net), net.config.optimizer.name in SEARCHING
     optimizer = None if searching else optimizer_of(net)
     parameters = list(net.parameters())
+    good = [p.detach().clone() for p in parameters]
 
     def act() -> None:
         net.zero_grad()
@@ -117,8 +118,8 @@ def _update(net: Network) -> Callable[[], object]:
         for penalty in penalties:
             penalty().backward()
         grad_norm(parameters).item()
-        for p in parameters:
-            p.detach().clone()
+        for p, value in zip(parameters, good, strict=True):
+            value.copy_(p.detach())
         if optimizer is not None:
             optimizer.step()
 

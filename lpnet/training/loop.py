@@ -151,7 +151,7 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
         course.totals |= _counted(course.totals, progress)
         if progress.diverged:
             log.warn(_diverged(step, progress))
-        good = _copies(net)
+        _copy(good, net)
         with phase(net.trunk.comm, "optimizer"):
             descent.update()
         course.done = step
@@ -309,6 +309,12 @@ def _diverged(step: int, progress: Progress) -> str:
 
 def _copies(net: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
+
+
+def _copy(kept: list[Tensor], net: nn.Module) -> None:
+    """Keep the parameters as they are, where earlier ones were kept."""
+    for value, p in zip(kept, net.parameters(), strict=True):
+        value.copy_(p.detach())
 
 
 def _restore(net: nn.Module, values: list[Tensor]) -> None:
