@@ -10,7 +10,7 @@ Source of the splines: de Boor, A Practical Guide to Splines (1978).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,23 +22,11 @@ from scipy.interpolate import BSpline
 from torch import Tensor
 
 from lpnet.errors import InputError
+from lpnet.forms import Differences, Form, of_rows
 from lpnet.slab import Slab
-from lpnet.sums import CHUNK, flat, layer_squares, parts_of, row_sums
+from lpnet.sums import flat, layer_squares
 
 _DEGREES = {"constant": 0, "linear": 1, "spline": 3}
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form vᵀQv, of which nothing is kept but v.
-
-    Args:
-        parts: what adds up to it, in float64 on the host, (rows,).
-        product: s Qv for a number s, as v.
-    """
-
-    parts: Callable[[], Tensor]
-    product: Callable[[Tensor | float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -206,7 +194,7 @@ class LayerGrid(Grid):
             comm.send(v[-1], after)
         following = comm.recv(v[0], after) if after is not None else v[-1]
         preceding = comm.recv(v[0], before) if before is not None else v[0]
-        steps = _Differences(flat(v), preceding.reshape(1, -1), following.reshape(1, -1))
+        steps = Differences(flat(v), preceding.reshape(1, -1), following.reshape(1, -1))
 
         def product(scale: Tensor | float) -> Tensor:
             found = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -214,32 +202,6 @@ class LayerGrid(Grid):
             return found
 
         return Form(lambda: steps.squares() / self.spacing, product)
-
-
-class _Differences:
-    """v_{j+1} − v_j of stacked rows (n, size) with their neighbours (1, size), of a part of the rows at once."""
-
-    def __init__(self, v: Tensor, preceding: Tensor, following: Tensor) -> None:
-        self._v, self._preceding, self._following = v, preceding, following
-
-    def _parts(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Rows a, …, b − 1, and their differences from before the first to behind the last, (b − a + 1, size)."""
-        v, n = self._v, len(self._v)
-        for a, b in parts_of(v):
-            d = v.new_empty(b - a + 1, v.shape[1])
-            torch.sub(v[a], v[a - 1] if a else self._preceding[0], out=d[0])
-            torch.sub(v[a + 1 : b], v[a : b - 1], out=d[1:-1])
-            torch.sub(v[b] if b < n else self._following[0], v[b - 1], out=d[-1])
-            yield a, b, d
-
-    def squares(self) -> Tensor:
-        """|v_{j+1} − v_j|², (n,), in float64 on the host."""
-        return torch.cat([row_sums(d[1:].double().square()) for _, _, d in self._parts()]).cpu()
-
-    def second(self, scale: Tensor | float, to: Tensor) -> None:
-        """s (2 v_j − v_{j−1} − v_{j+1}), (n, size)."""
-        for a, b, d in self._parts():
-            torch.sub(d[:-1], d[1:], out=to[a:b]).mul_(scale)
 
 
 class ControlGrid(Grid):
@@ -310,10 +272,10 @@ class ControlGrid(Grid):
         return columns
 
     def square(self, v: Tensor) -> Form:
-        return _form(self._square, v)
+        return of_rows(self._square, v)
 
     def derivative(self, v: Tensor) -> Form:
-        return _form(self._derivative, v)
+        return of_rows(self._derivative, v)
 
     @cached_property
     def _square(self) -> Tensor:
@@ -340,20 +302,3 @@ def _columns(B: np.ndarray) -> tuple[int, int]:
     if not len(B):
         return 0, 0
     return int(np.flatnonzero(B[0])[0]), int(np.flatnonzero(B[-1])[-1]) + 1
-
-
-def _form(L: Tensor, v: Tensor) -> Form:
-    """|Lv|² and LᵀLv, of some columns at once."""
-    L, columns = L.to(v.device), flat(v).split(max(1, CHUNK // len(v)), dim=1)
-
-    def parts() -> Tensor:
-        zero = torch.zeros(len(L), dtype=torch.float64, device=v.device)
-        return sum(((L @ one.double()).square().sum(1) for one in columns), zero).cpu()
-
-    def product(scale: Tensor | float) -> Tensor:
-        found = torch.empty_like(v, memory_format=torch.contiguous_format)
-        for one, to in zip(columns, flat(found).split(columns[0].shape[1], dim=1), strict=True):
-            to.copy_(scale * (L.T @ (L @ one.double())))
-        return found
-
-    return Form(parts, product)
