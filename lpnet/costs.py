@@ -20,8 +20,7 @@ class Costs:
         message: what a message takes longer when it holds one state of the whole batch.
         fixed: share of a layer's cost that does not shrink with the batch; one of Q equal parts of the batch costs
             fixed + (1 − fixed)/Q of it.
-        overhead: of a coarse step besides its evaluations (the state is copied in and out, as for a whole interval of
-            layers).
+        overhead: of a coarse step besides its evaluations: what is done once for each step, however few they are.
         call: what a solve takes besides on every rank, however few its layers are: the input is packed, the result
             unpacked, the weights made ready.
         level: for each coarse level of a solve, its coarse steps are made ready, on every rank.

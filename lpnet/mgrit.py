@@ -39,7 +39,9 @@ class _Later:
 
     def __get__(self, one: object, owner: type | None = None) -> list[float]:
         if one is None:
-            return ()  # type: ignore[return-value]  # the default, of which each object gets a list of its own
+            # `dataclass` asks the class for the default of the field, and hands it to __set__ of every new object,
+            # which makes a list of its own of it. So it is empty and, unlike a list, cannot be changed.
+            return ()  # type: ignore[return-value]
         kept = one.__dict__[self._name]
         if callable(kept):
             kept = one.__dict__[self._name] = kept()

@@ -81,4 +81,6 @@ def test_peak_memory_is_near_what_is_needed(tmp_path):
     subprocess.run([sys.executable, str(SCRIPT), "memory", *size], check=True, capture_output=True, timeout=100)
     found = json.loads(out.read_text())
     assert found["states_bytes"] == 4 * 512 * 32 * 512
-    assert 0.9 < found["ratio"] < 1.3  # 1.15 where states are many times larger than what the process needs beside
+    # 1.14 in the default case of the command, 1024 layers. Smaller cases are above: what the process needs
+    # beside does not shrink with the states.
+    assert 0.9 < found["ratio"] < 1.3

@@ -258,13 +258,18 @@ def test_the_same_numbers_the_same_decisions(world: Any, options: dict[str, Any]
 
 @pytest.mark.parametrize("stepper", [Euler(), Verlet()])
 def test_more_planned_ranks_pay_for_more_cycles(stepper: Any) -> None:
-    """As long as an interval is not on several ranks: then only the exact chain gains, whose gradients are spread."""
-    most = []
-    for ranks in (1, 2, 4, 8):
+    """As long as an interval is not on several ranks: then only the exact chain gains, whose gradients are spread.
+
+    There are 8 intervals. With 32 ranks Verlet pays for one cycle fewer than with 16, but still for more than with 4.
+    """
+    most = {}
+    for ranks in (1, 2, 4, 8, 16, 32):
         control = Controller(Adaptive(plan_ranks=ranks), stepper, 128, SOLVER, SOLVER)
-        most.append(sum(not control.schedule(more).exact for more in range(-1, 10)))
-    assert most == sorted(most)
-    assert most[-1] > most[0]
+        most[ranks] = sum(not control.schedule(more).exact for more in range(-1, 10))
+    up_to_16 = [most[ranks] for ranks in (1, 2, 4, 8, 16)]
+    assert up_to_16 == sorted(up_to_16)
+    assert most[16] > most[1]
+    assert most[4] < most[32] <= most[16] <= most[32] + 1
 
 
 def test_the_estimate_grows_as_the_gradient_shrinks() -> None:

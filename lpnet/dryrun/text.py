@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from lpnet.dryrun.footprint import MIB
-from lpnet.dryrun.forecast import Forecast, Level, Messages
+from lpnet.dryrun.forecast import GAIN, Forecast, Level, Messages
 from lpnet.options import MGRIT, SolverOptions
 
 _MEANING = {
@@ -112,7 +112,7 @@ def times(one: Forecast) -> list[str]:
             f"{p.efficiency:11.0%} {p.memory / MIB:11.4g}{mark}"
         )
     found.append(
-        f"            more than {one.enough} ranks do not help (less than {1 - 0.95:.0%}); "
+        f"            more than {one.enough} ranks do not help (less than {1 - GAIN:.0%}); "
         "speed-up over the exact chain on one rank"
     )
     return found
