@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.errors import warn
 from lpnet.fabrics import Fabric, fabric_of
 from lpnet.messages import Posted
 from lpnet.phases import phase
@@ -35,8 +36,9 @@ class VirtualComm(Comm):
     Args:
         comm: the communicator inside, which carries the messages.
         fabric: what messages take, or its name.
-        clock: seconds that this rank has computed up to now; by default processor time of the calling thread. Where
-            ranks do not share cores, or compute on a GPU, `time.perf_counter`.
+        clock: seconds that this rank has computed up to now; by default processor time of the calling thread, which is
+            all of it with one thread of torch only: there is a warning where there are more. Where ranks do not share
+            cores, or compute on a GPU, `time.perf_counter`.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class VirtualComm(Comm):
     ) -> None:
         self.inside, self.fabric, self.clock = comm, fabric_of(fabric), clock
         self.rank, self.size = comm.rank, comm.size
+        if clock is time.thread_time and torch.get_num_threads() > 1 and self.rank == 0:
+            warn(f"virtual clock counts 1 of {torch.get_num_threads()} threads: torch.set_num_threads(1) before")
         self.local_rank, self.local_size = getattr(comm, "local_rank", 0), getattr(comm, "local_size", 1)
         self._time, self._mark = 0.0, clock()
 

@@ -1,6 +1,7 @@
 """Virtual clocks of ranks: the rules, by clocks that are set by hand and ranks that are threads."""
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,21 @@ def test_a_rank_that_sleeps_does_not_compute() -> None:
     while time.thread_time() - busy < 0.01:
         pass
     assert comm.now >= 0.01
+
+
+def test_work_of_other_threads_is_warned_of() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.warns(UserWarning, match="lpnet: virtual clock counts 1 of 2 threads"):
+            VirtualComm(Comm())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            VirtualComm(Comm(), clock=time.perf_counter)
+            torch.set_num_threads(1)
+            VirtualComm(Comm())
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_fabrics_are_known_by_name() -> None:
