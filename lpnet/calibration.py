@@ -11,9 +11,9 @@ one rank for what lies between the solves that were timed.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from lpnet.slab import Comm
 from lpnet.stability import Watch
 from lpnet.steppers import Stepper
 
+T = TypeVar("T")
 FITTED = ("fine", "pull", "gradient", "overhead", "call", "level", "point")
 SHARE, SEGMENT = 4, 16
 """Parts of the batch, layers of an interval at most."""
@@ -58,7 +59,9 @@ def fitted(trunk: LayerParallel, batch: Tensor, layers: int) -> tuple[Costs, flo
     layers = max(1, min(layers, max(FEWEST, int(BUDGET / _layer(trunk, batch)))))
     asked = trials(layers)
     parts = min(SHARE, len(batch))
-    seconds = _medians([Timed(trunk, batch, t) for t in (*asked, Trial(layers, Serial(parts)))])
+    acts = [Timed(trunk, batch, t) for t in (*asked, Trial(layers, Serial(parts)))]
+    rounds = in_turns(acts, SECONDS, ROUNDS)
+    seconds = np.array([[statistics.median(each) for each in zip(*times, strict=True)] for times in rounds])
     rows = np.array([row for t in asked for row in counts(trunk, t)])
     taken = seconds[: len(asked)].reshape(-1)
     scaled = rows / taken[:, None]
@@ -138,17 +141,23 @@ def _layer(trunk: LayerParallel, batch: Tensor) -> float:
     return max(1e-6, min(sum(one()) for _ in range(2)) / 2)
 
 
-def _medians(acts: list[Timed]) -> np.ndarray:
-    """Median seconds of the solves of each act, which take turns, (acts, 2)."""
-    seconds: list[list[tuple[float, float]]] = [[] for _ in acts]
+def in_turns(acts: Sequence[Callable[[], T]], seconds: float, rounds: tuple[int, int]) -> list[list[T]]:
+    """What each act gives in each round but the first, which warms up; acts take turns.
+
+    Args:
+        acts: what is done in a round.
+        seconds: after which no round begins.
+        rounds: that there are at least and at most, whatever the time.
+    """
+    found: list[list[T]] = [[] for _ in acts]
     start = time.perf_counter()
-    least, most = ROUNDS
-    for done in range(most + 1):  # the first round warms up
-        for taken, act in zip(seconds, acts, strict=True):
-            taken.append(act())
-        if done >= least and time.perf_counter() - start > SECONDS:
+    least, most = rounds
+    for done in range(most + 1):
+        for given, act in zip(found, acts, strict=True):
+            given.append(act())
+        if done >= least and time.perf_counter() - start > seconds:
             break
-    return np.array([[statistics.median(each) for each in zip(*taken[1:], strict=True)] for taken in seconds])
+    return [given[1:] for given in found]
 
 
 def processor_time(device: torch.device) -> Callable[[], float]:

@@ -185,7 +185,7 @@ class CoarseSteps:
         """What `at_once` makes of states (memory, K, ...) where steps are alike, and `alone` of those that are not."""
         found: dict[int, Tensor] = {}
         given = dict(zip(ks, xs, strict=True))
-        for run in self._alike(sorted(ks), xs):
+        for run in self.alike(sorted(ks), xs):
             some = self._some(run, FEW if xs[0].device.type == "cpu" else 2)
             if some is None:
                 found |= {k: alone(k, given[k]) for k in run}
@@ -194,7 +194,7 @@ class CoarseSteps:
                 found |= dict(zip(run, ends.unbind(1), strict=True))
         return [found[k] for k in ks]
 
-    def _alike(self, ks: Sequence[int], xs: Sequence[Tensor]) -> Iterator[list[int]]:
+    def alike(self, ks: Sequence[int], xs: Sequence[Tensor]) -> Iterator[list[int]]:
         """Runs of steps by the same program, equally far apart."""
         runs: list[list[int]] = []
         for k in ks:

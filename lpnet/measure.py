@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet.calibration import FITTED, fitted, processor_time
+from lpnet.calibration import FITTED, fitted, in_turns, processor_time
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.cost import Costs
 from lpnet.engine import Prepared
@@ -120,15 +120,9 @@ def _coarse(layers: Layers, program: Program, x: Tensor) -> Act:
 
 def _medians(acts: dict[str, Act], device: torch.device) -> dict[str, float]:
     """Median seconds of each act, which take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in acts}
-    clock, start = processor_time(device), time.perf_counter()
-    least, most = ROUNDS
-    for done in range(most + 1):  # the first round warms up
-        for name, act in acts.items():
-            seconds[name].append(_seconds(act, device, clock))
-        if done >= least and time.perf_counter() - start > SECONDS:
-            break
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+    clock = processor_time(device)
+    taken = in_turns([partial(_seconds, act, device, clock) for act in acts.values()], SECONDS, ROUNDS)
+    return {name: statistics.median(times) for name, times in zip(acts, taken, strict=True)}
 
 
 def _seconds(act: Act, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:

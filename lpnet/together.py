@@ -19,7 +19,7 @@ Interval = tuple[int, int]
 
 def run_all(layers: Layers, intervals: Sequence[Interval], xs: Sequence[Tensor], tape: Tape) -> Iterator[Tensor]:
     """x_b from x_a of each interval (a, b), in their order, which is that of the layers or its reverse."""
-    for part in _parts(layers, intervals, xs):
+    for part in parts(layers, intervals, xs):
         many = _many(layers, intervals, part)
         if many is None:
             yield from (layers.run(*intervals[i], xs[i], tape) for i in part)
@@ -31,7 +31,7 @@ def pull_all(
     layers: Layers, intervals: Sequence[Interval], zs: Sequence[Tensor], tape: Tape, gradients: bool
 ) -> Iterator[Tensor]:
     """z_a from z_b of each interval (a, b), in their order, with the tape of a sweep (see `Layers.pull`)."""
-    for part in _parts(layers, intervals, zs):
+    for part in parts(layers, intervals, zs):
         many = _many(layers, intervals, part)
         if many is None or any(tape.begin.get(b) != a for a, b in many.intervals):
             yield from (layers.pull(*intervals[i], zs[i], tape, gradients) for i in part)
@@ -39,7 +39,7 @@ def pull_all(
             yield from many.pull([zs[i] for i in part], tape, gradients)
 
 
-def _parts(layers: Layers, intervals: Sequence[Interval], xs: Sequence[Tensor]) -> Iterator[list[int]]:
+def parts(layers: Layers, intervals: Sequence[Interval], xs: Sequence[Tensor]) -> Iterator[list[int]]:
     """Indices of neighbours of equal length that go together."""
     runs: list[list[int]] = []
     for i, (a, b) in enumerate(intervals):

@@ -19,10 +19,8 @@ not allowed.
 import argparse
 import json
 import math
-import platform
 import statistics
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -32,43 +30,21 @@ import footprint
 import gpu
 import peers
 import torch
-from contest import (
-    Contestant,
-    cores,
-    error,
-    exact_gradient,
-    gathered,
-    of_plain,
-    of_trunk,
-    smooth_weights,
-    stacked,
-    timed,
-)
+from contest import Contestant, exact_gradient, gathered, stacked, timed
 from optimizers import PROBLEMS, optimizers
 from torch import Tensor, nn
 
 import lpnet
 from lpnet import slab
-from lpnet.gradient import solved_of
+from lpnet.cores import affinity
+from lpnet.scaling.origin import origin
+from lpnet.scaling.problem import error, smooth_weights
+from lpnet.scaling.timing import bytes_of, kept, of_plain, of_trunk
 
 
 def versions() -> dict[str, str]:
     """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": processor(),
-        "cores": str(cores()),
-    }
-
-
-def processor() -> str:
-    """Name of the processor where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {**origin(), "cores": str(len(affinity()))}
 
 
 def gradient(args: argparse.Namespace) -> None:
@@ -114,7 +90,7 @@ def gradient(args: argparse.Namespace) -> None:
     errors += [error(gathered(t, of_trunk(t, y, bar)()), true) for t in trunks.values()]
     share = args.layers / comm.size * args.batch * args.width * y.element_size()
     memory = {"autograd": kept_by_autograd(plain, y) / (comm.size * share)}
-    memory |= {name: comm.agree(kept_by_trunk(t, y)) / share for name, t in trunks.items()}
+    memory |= {name: comm.agree(kept(t, y)) / share for name, t in trunks.items()}
     seconds: list[list[float]] = [[] for _ in contestants]
     for round_ in range(args.rounds + args.warmup):
         for taken, contestant in zip(seconds, contestants, strict=True):
@@ -126,27 +102,14 @@ def gradient(args: argparse.Namespace) -> None:
         report(args, comm.size, results, memory)
 
 
-def tensors_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind these tensors."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
 def kept_by_autograd(net: nn.Module, y: Tensor) -> int:
     """Bytes of states that autograd keeps between forward and backward (weights not counted)."""
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         out = net(y.clone().requires_grad_())
     del out
-    return tensors_bytes(t for t in kept if t.untyped_storage().data_ptr() not in weights)
-
-
-def kept_by_trunk(trunk: lpnet.LayerParallel, y: Tensor) -> int:
-    """Bytes that this rank keeps for the adjoint between forward and backward."""
-    out = trunk(y.clone().requires_grad_())
-    tapes = solved_of(out).solution.tapes
-    kept = [t for tape in tapes for layers in tape.kept for t in layers]
-    return tensors_bytes([*kept, *(t for tape in tapes for t in (*tape.starts.values(), *tape.ends.values()))])
+    return bytes_of(t for t in saved if t.untyped_storage().data_ptr() not in weights)
 
 
 @dataclass

@@ -1,9 +1,7 @@
-"""What the contestants of the benchmarks have in common: the problem, turns by the clock, and gradient errors."""
+"""What the contestants of the benchmarks have in common: turns by the clock, and gradients of all layers."""
 
-import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +9,8 @@ from torch import Tensor, nn
 
 import lpnet
 from lpnet import slab
-
-Gradients = tuple[Tensor, list[Tensor]]
-"""Of the input and of the weights."""
+from lpnet.scaling.problem import Gradients
+from lpnet.scaling.timing import of_plain
 
 
 @dataclass
@@ -29,43 +26,6 @@ class Contestant:
     threads: int = 1
 
 
-def smooth_weights(layers: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights that vary smoothly with the layer index: a mean and two slow waves, of spectral size about 1."""
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    t = torch.arange(layers, dtype=torch.float64) / layers
-    waves = [torch.ones_like(t), torch.sin(math.pi * t), torch.cos(math.pi * t)]
-    scales = [0.5, 0.25, 0.25]
-    K = sum(s * w[:, None, None] * draw(width, width) / math.sqrt(width) for s, w in zip(scales, waves, strict=True))
-    b = sum(s * w[:, None] * draw(width) * 0.2 for s, w in zip(scales, waves, strict=True))
-    return {"K": torch.as_tensor(K), "b": torch.as_tensor(b)}
-
-
-def of_trunk(trunk: lpnet.LayerParallel, y: Tensor, bar: Tensor) -> Callable[[], Gradients]:
-    """One gradient by lpnet."""
-    def run() -> Gradients:
-        trunk.zero_grad(set_to_none=True)
-        x = y.clone().requires_grad_()
-        trunk(x).backward(bar)
-        return x.grad, [p.grad for p in trunk.theta.values()]  # type: ignore[return-value]
-
-    return run
-
-
-def of_plain(net: nn.Sequential, y: Tensor, bar: Tensor) -> Callable[[], Gradients]:
-    """One gradient by autograd on the plain network."""
-    parameters = list(net.parameters())
-
-    def run() -> Gradients:
-        net.zero_grad(set_to_none=True)
-        x = y.clone().requires_grad_()
-        net(x).backward(bar)
-        return x.grad, [p.grad for p in parameters]  # type: ignore[return-value]
-
-    return run
-
-
 def timed(contestant: Contestant, comm: slab.Comm) -> float:
     """Seconds until the last rank is done (on rank 0)."""
     torch.set_num_threads(contestant.threads)
@@ -77,15 +37,6 @@ def timed(contestant: Contestant, comm: slab.Comm) -> float:
     seconds = time.perf_counter() - begin
     torch.set_num_threads(1)
     return seconds
-
-
-def error(found: Gradients, true: Gradients) -> float:
-    """Gradient error: the larger of the relative errors of the input's and of all weights' gradients."""
-    def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-        up = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True))
-        return math.sqrt(up / sum(float(y.double().square().sum()) for y in b))
-
-    return max(relative([found[0]], [true[0]]), relative(found[1], true[1]))
 
 
 def exact_gradient(plain: nn.Sequential, y: Tensor, bar: Tensor) -> Gradients:
@@ -104,8 +55,3 @@ def stacked(found: Gradients) -> Gradients:
 def gathered(trunk: lpnet.LayerParallel, found: Gradients) -> Gradients:
     """Weight gradients of all layers."""
     return found[0], [trunk._slab.gather(g) for g in found[1]]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from contest import Contestant, error, exact_gradient, of_plain, of_trunk, smooth_weights, timed
+from contest import Contestant, exact_gradient, timed
 from torch import Tensor
 
 import lpnet
 from lpnet import slab
 from lpnet.dense_field import is_packed
+from lpnet.scaling.problem import error, smooth_weights
+from lpnet.scaling.timing import of_plain, of_trunk
 
 SHAPES = ((2, 1000), (4, 256), (8, 2000), (32, 256), (64, 64), (128, 128))
 """(width, batch)."""

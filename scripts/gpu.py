@@ -22,12 +22,13 @@ from typing import Any
 
 import rivals
 import torch
-from contest import Gradients, error, of_trunk, smooth_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpnet
 from lpnet import devices, slab
 from lpnet.experiments import folder
+from lpnet.scaling.problem import Gradients, error, smooth_weights
+from lpnet.scaling.timing import of_trunk
 
 Run = Callable[[], Gradients]
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from contest import Contestant, Gradients, error, gathered, of_trunk, timed
+from contest import Contestant, gathered, timed
 from torch import Tensor
 
 import lpnet
 from lpnet import slab
+from lpnet.scaling.problem import Gradients, error
+from lpnet.scaling.timing import of_trunk
 
 CYCLES = ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 3))
 """Of the forward and the adjoint solve."""

@@ -29,13 +29,16 @@ import heatmap
 import ours
 import rivals
 import torch
-from contest import Gradients, cores, smooth_weights, timed
+from contest import timed
 from ours import Batches, Entry, Finder, Problem
 
 import lpnet
 from lpnet import launch, slab
+from lpnet.cores import affinity
 from lpnet.experiments import folder
+from lpnet.scaling.problem import Gradients, smooth_weights
 
+CORES = len(affinity())
 TOLS = (1e-2, 1e-4)
 ROUNDS = (3, 21)
 """At least, and at most."""
@@ -284,7 +287,7 @@ def add(commands, number: Callable, versions: Callable[[], dict[str, str]]) -> N
     one.add_argument("--T", type=number(0, float), default=4.0)
     one.add_argument("--seed", type=number(0), default=0)
     one.add_argument("--ranks", type=number(1), default=2, help="where no launcher has started some (2)")
-    one.add_argument("--cores", type=number(1), default=cores(), help=f"threads of what uses all cores ({cores()})")
+    one.add_argument("--cores", type=number(1), default=CORES, help=f"threads of what uses all cores ({CORES})")
     one.add_argument("--seconds", type=number(0, float), help="of the rounds at a point, at most (4; quick: 0.5)")
     one.add_argument("--minutes", type=number(0, float), default=15.0, help="after which no point is begun (15)")
     one.add_argument("--memory", type=number(0, float), default=4.0, help="GiB that a point may take (4)")

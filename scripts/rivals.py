@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from contest import Gradients
 from torch import Tensor, distributed, nn
 from torch.nn.functional import linear
 
 from lpnet.launch import share
+from lpnet.scaling.problem import Gradients
 from lpnet.slab import Comm
 
 KINDS = ("GPipe", "1F1B")

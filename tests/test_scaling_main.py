@@ -24,7 +24,7 @@ def test_a_study_writes_tables_and_a_picture(
     study: str, layers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(model, "measure", lambda trunk, y, ranks: COSTS)
-    monkeypatch.setattr(studies, "cores", lambda: 0)
+    monkeypatch.setattr(studies, "affinity", frozenset)
     assert __main__.main([study, "--layers=16", *PROBLEM, *SOLVERS, "--ranks", "1", "3", f"--out={tmp_path}"]) == 0
     rows = list(csv.DictReader((tmp_path / "scaling.csv").open(encoding="utf-8")))
     assert tuple(rows[0]) == COLUMNS

@@ -151,7 +151,7 @@ class Walk:
         """Which intervals of a sweep go together; notes them in `blocks`."""
         one = self.subject
         layers: Any = SimpleNamespace(fields=one.fields)
-        for group in together._parts(layers, parts, [one.like] * len(parts)):
+        for group in together.parts(layers, parts, [one.like] * len(parts)):
             own = [(one.layers - b, one.layers - a) if adjoint else (a, b) for a, b in (parts[i] for i in group)]
             swept = not adjoint or all(interval in self.records for interval in own)
             if len(group) > 1 and one.together and swept:
@@ -188,7 +188,7 @@ class Walk:
         found: dict[int, State] = {}
         assert level.steps is not None
         own = sorted(level.last - k for k in ks) if adjoint else sorted(ks)
-        for run in level.steps._alike(own, [self.subject.like] if own else []):
+        for run in level.steps.alike(own, [self.subject.like] if own else []):
             program = level.steps.programs[run[0] - level.steps.first]
             held = []
             if len(run) > 1 and not isinstance(program, Picard) and self.subject.fast:

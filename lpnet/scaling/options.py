@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lpnet.cores import affinity
 from lpnet.errors import InputError
 from lpnet.fabrics import Fabric, fabric_of
 from lpnet.launch import Answer
 from lpnet.scaling.problem import Problem
-from lpnet.scaling.ranks import cores
 from lpnet.scaling.solvers import Wanted, parse
 
 STUDIES = ("strong", "weak")
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fabric", type=_typed(fabric_of), default=fabric_of("default"), help="of modelled times (default)")
     add("--rounds", type=_whole("rounds", 1), default=11, help="of measurements (11)")
     add("--repeats", type=_whole("repeats", 1), default=3, help="of measurements of costs (3)")
-    add("--processes-max", type=_whole("processes-max", 0), default=cores(), help="virtual: of mpirun (the cores)")
+    add("--processes-max", type=_whole("processes-max", 0), default=len(affinity()), help="virtual: of mpirun (cores)")
     add("--threads-max", type=_whole("threads-max", 0), default=32, help="virtual: beyond, as threads in turn (32)")
     add("--kind", type=_typed(_choice("kind", ("wall", "virtual", "all"))), default="wall", help="of point (wall)")
     add("--out", type=Path, help="folder (runs/scaling-STUDY; collect: the first DIR)")

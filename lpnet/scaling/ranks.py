@@ -13,11 +13,6 @@ PATIENCE = 900.0
 """Seconds of one launch at most."""
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def mpirun(ranks: int) -> list[str]:
     """The command that starts so many ranks: that beside Python, else the first on PATH; Open MPI's is told to go on.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+from lpnet.cores import affinity
 from lpnet.crew import Crew
 from lpnet.scaling.files import clear, write_points
 from lpnet.scaling.model import Model, errors_of, resolve
@@ -17,7 +18,7 @@ from lpnet.scaling.options import Study
 from lpnet.scaling.origin import origin
 from lpnet.scaling.points import SERIAL, Point
 from lpnet.scaling.problem import Problem
-from lpnet.scaling.ranks import cores, launch
+from lpnet.scaling.ranks import launch
 from lpnet.scaling.solvers import Pair, Wanted
 from lpnet.scaling.timing import Taken, quartiles, race
 from lpnet.slab import Comm
@@ -41,7 +42,7 @@ def conduct(study: Study) -> Iterator[str]:
         yield f"{ranks} ranks, {problem.layers} layers: simulated"
     for ranks in study.ranks:
         solvers = [Wanted(series, pair) for series, pair in chosen[ranks]]
-        if ranks <= cores():
+        if ranks <= len(affinity()):
             launch(ranks, study.arguments(solvers, "wall"))
             yield f"{ranks} ranks: wall"
         if ranks <= study.processes_max:

@@ -6,7 +6,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -167,19 +167,21 @@ def _memory(contestant: Contestant, problem: Problem, comm: Comm) -> float | Non
     """MiB of weights and of what is kept between forward and backward, of the largest rank; collective."""
     if contestant.trunk is None or (contestant.alone and comm.rank > 0):
         return None
-    held = kept(contestant.trunk, problem.data()[0])
+    held = bytes_of(contestant.trunk.theta.values()) + kept(contestant.trunk, problem.data()[0])
     return held / MIB if contestant.alone else comm.agree(held) / MIB
 
 
 def kept(trunk: LayerParallel, y: Tensor) -> int:
-    """Bytes of this rank's weights and of what it keeps between forward and backward."""
+    """Bytes that this rank keeps between forward and backward, its weights not counted."""
     with torch.enable_grad():
         out = trunk(y.clone().requires_grad_())
-    assert out.grad_fn is not None
-    tapes = solved_of(out).solution.tapes
-    tensors: list[Tensor] = list(trunk.theta.values())
-    for tape in tapes:
+    tensors: list[Tensor] = []
+    for tape in solved_of(out).solution.tapes:
         tensors += [t for layers in tape.kept for t in layers if t is not None]
         tensors += [*tape.starts.values(), *tape.ends.values(), *tape.states.values()]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return bytes_of(tensors)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of the distinct storages behind these tensors."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
