@@ -339,9 +339,8 @@ def _norms(c: list[Tensor], F: list[Tensor]) -> Tensor:
     if c[0].device.type == "cpu":  # one after the other, so that the differences need no memory
         norm = torch.linalg.vector_norm
         return torch.stack([size for a, b in zip(c, F, strict=True) for size in (norm(b - a), norm(a))]).view(-1, 2)
-    at = torch.stack(c).flatten(1)
-    off = torch.stack(F).flatten(1).sub_(at)
-    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (off, at)], dim=1)
+    at, ends = (torch.stack(states).flatten(1) for states in (c, F))
+    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (ends.sub_(at), at)], dim=1)
 
 
 def _ratios(squares: list[Tensor], total: Callable[[np.ndarray], np.ndarray]) -> list[float]:
