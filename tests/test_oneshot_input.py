@@ -120,6 +120,8 @@ def test_buffers_beside_the_trunk_are_updated_once_a_step() -> None:
     norm = nn.BatchNorm1d(6, dtype=torch.float64)
     net = nn.Sequential(first, norm, trunk, last)
     run = OneShot(net, torch.optim.SGD(net.parameters(), lr=0.1), control=lpnet.Adaptive(0.01, every=1))
-    for step in range(3):
-        assert run.step(*examples()).checked
+    checked = 0
+    for step in range(4):  # after a check the exact chain may be taken for a step
+        checked += run.step(*examples()).checked
         assert int(norm.num_batches_tracked) == step + 1
+    assert checked >= 2

@@ -103,11 +103,13 @@ def _difference(context: Context, case: str, layers: int, y: Tensor) -> float:
 def _held(context: Context, case: str, layers: int, store: str, y: Tensor) -> float:
     """Mebibytes that this rank holds of these examples between forward pass and adjoint.
 
-    What one example needs is taken off: with it go the weights, which the trunk holds once more as it computes.
+    What as many examples need is taken off those of twice as many: with it go the weights, which the trunk may hold
+    once more as it computes.
     """
     trunk = _trunk(context, case, layers, store)
+    trunk(y[:1].clone().requires_grad_())  # makes memory for weights, which all calls share
     found = []
-    for x in (torch.cat([y, y[:1]]), y[:1]):
+    for x in (torch.cat([y, y]), y):
         x = x.clone().requires_grad_()
         gc.collect()
         gc.freeze()  # what is there already is not looked at

@@ -50,7 +50,11 @@ def test_a_cascade_is_the_same_on_any_number_of_ranks(first: int, levels: int, c
     solver = MGRIT(coarsening=coarsening, cycles=1)
     tensors, numbers = cascade(first, levels, solver, comm)
     alone, expected = cascade(first, levels, solver, Comm())
-    assert numbers == pytest.approx(expected, rel=1e-10)
+    for k, (number, other) in enumerate(zip(numbers, expected, strict=True)):
+        if k % 3 == 2 and comm.size > 1:  # work: an exact chain pulls layers twice on all ranks but one
+            assert other <= number * (1 + 1e-10) <= 4 / 3 * other * (1 + 1e-10)
+        else:
+            assert number == pytest.approx(other, rel=1e-10)
     for a, b in zip(tensors, alone, strict=True):
         assert (a - b).norm() <= 1e-9 * b.norm() + 1e-13
 
