@@ -100,7 +100,8 @@ class Outbox:
         self._collect()
         kind = (x.shape, x.dtype, x.device)
         free = self._free.get(kind)
-        buffer = free.pop() if free else buffer_for(x, self._cuda_aware)
+        with torch.inference_mode(False):  # whose tensors would be of no use outside it
+            buffer = free.pop() if free else buffer_for(x, self._cuda_aware)
         buffer.copy_(x.detach())
         settle(buffer)
         self._going.append((begin(readable(buffer)), kind, buffer))

@@ -1,6 +1,7 @@
 """Sections of the configuration that say what a run does: regularizer, training, control, oneshot, run."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,6 +164,9 @@ class Run:
         require(ok, "run.seed", self.seed, "a whole number of at least 0 and below 2^63")
         one_of("run.dtype", self.dtype, DTYPES)
         whole("run.threads", self.threads, 1)
+        most = os.cpu_count() or 1
+        ok = self.threads is None or self.threads <= most
+        require(ok, "run.threads", self.threads, f"at most the {most} cores of this machine")
         require(self.profile_steps is not None, "run.profile_steps", None, "a whole number of at least 1")
         whole("run.profile_steps", self.profile_steps, 1)
         one_of("run.device", self.device, devices.names(), " on this machine")

@@ -132,6 +132,7 @@ VALUES = [
     ("--run.seed=99999999999999999999", "run.seed: 99999999999999999999", "below 2^63"),
     ("--run.deterministic=maybe", "run.deterministic: maybe", "true or false"),
     ("--run.threads=0", "run.threads: 0", "at least 1"),
+    ("--run.threads=99999", "run.threads: 99999", "cores of this machine"),
     ("--data.name=nosuch", "data.name: nosuch", "peaks, ellipses, swissroll"),
     ("--data.name=file", "data.path: nothing", ".npz, .h5"),
     ("--data.name=file --data.path=/none/x.npz", "data.path: '/none/x.npz'", "readable"),

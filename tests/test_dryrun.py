@@ -206,3 +206,8 @@ WRONG = {
 def test_what_the_command_refuses(message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, *WRONG[message]]) == 2
     assert capsys.readouterr().err == f"lpnet.train: error: {message}\n"
+
+
+def test_the_device_may_be_left_to_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "--dry-run", "--run.device=auto"]) == 0
+    assert "nothing is trained" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lpnet import devices
 from lpnet.calibration import processor_time
 from lpnet.choices import Solver, Solvers
 from lpnet.config import Config
@@ -41,7 +42,7 @@ def specimen(config: Config, examples: Examples, layers: int) -> Network:
         training=training,
         multilevel=Multilevel(),
     )
-    return build(short, examples, Comm(), config.run.device)
+    return build(short, examples, Comm(), devices.own(config.run.device, Comm()) or "cpu")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,21 @@ def test_staged_messages_change_nothing(comm: Comm, monkeypatch: pytest.MonkeyPa
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("options", [lpnet.Serial(2), MGRIT], ids=["serial", "mgrit"])
+def test_training_goes_on_after_inference_mode(comm: Comm, options: Any) -> None:
+    """Buffers of messages that were made in it are of use outside it."""
+    trunk = lpnet.LayerParallel(
+        lpnet.dynamics.Dense(3), 13, 2.0, forward=options, adjoint=options, comm=comm, dtype=torch.float64
+    )
+    y = normal(5 if isinstance(options, lpnet.Serial) else 6, 3)  # a size for which there are no buffers yet
+    with torch.inference_mode():
+        expected = trunk(y).clone()
+    for _ in range(2):
+        out = trunk(y)
+        out.square().sum().backward()
+        assert torch.equal(out, expected)
+
+
 def test_a_broadcast_takes_the_values_of_its_root_alone(comm: Comm, monkeypatch: pytest.MonkeyPatch) -> None:
     if not isinstance(comm, MPIComm):
         return
