@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpnet.errors import InputError
 from lpnet.slab import Comm
 
 T = TypeVar("T")
@@ -24,9 +25,15 @@ PATIENCE = 600.0
 
 
 class Crew:
-    """So many ranks, with what they share."""
+    """So many ranks, with what they share.
+
+    Raises:
+        InputError: no whole number of at least 1.
+    """
 
     def __init__(self, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"size: {size!r} given, a whole number of at least 1 allowed")
         self.size, self.turn = size, threading.Lock()
         self.meeting = threading.Barrier(size, timeout=PATIENCE)
         self.table: list[Any] = [None] * size

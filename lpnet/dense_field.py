@@ -196,12 +196,11 @@ class DenseField:
         dot: Tensor,
         target_dot: Tensor,
         w: float,
-        tape: list[Tensor],
+        kept: Tensor,
         j: int,
-        at: int,
         delta: DenseWeights | None,
     ) -> None:
-        kept, w, (a_dot, u_dot) = tape[at], self.sign * w, self._pair(tape[at])
+        w, (a_dot, u_dot) = self.sign * w, self._pair(kept)
         torch.addmm(u_dot, self.Mt[j].t(), dot, beta=0, alpha=1 / self.held, out=u_dot)
         if delta is not None:
             u_dot.addmm_(delta.M[j], source.view).add_(delta.b[j][:, None])

@@ -31,9 +31,9 @@ class Fabric:
     bandwidth: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.latency < math.inf:
+        if not _is_number(self.latency) or not 0 <= self.latency < math.inf:
             raise InputError(f"latency: {self.latency!r} given, a finite number of at least 0 allowed")
-        if not self.bandwidth > 0:
+        if not _is_number(self.bandwidth) or not self.bandwidth > 0:
             raise InputError(f"bandwidth: {self.bandwidth!r} given, a positive number allowed")
 
     def hop(self, size: float) -> float:
@@ -47,6 +47,10 @@ class Fabric:
     def gather(self, size: float, ranks: int) -> float:
         """Seconds until all ranks have what all of them bring, so many bytes in all."""
         return self.latency * rounds(ranks) + size * (ranks - 1) / ranks / self.bandwidth
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool)
 
 
 def rounds(ranks: int) -> int:
@@ -75,6 +79,6 @@ def fabric_of(given: "str | Fabric") -> Fabric:
     """
     if isinstance(given, Fabric):
         return given
-    if given not in FABRICS:
+    if not isinstance(given, str) or given not in FABRICS:
         raise InputError(f"fabric: {given!r} given, one of {', '.join(FABRICS)} allowed")
     return FABRICS[given]

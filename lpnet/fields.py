@@ -71,7 +71,7 @@ class Field(Protocol):
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Any], j: int, at: int
     ) -> None: ...
     def tangent(
-        self, source: Slot, dot: Tensor, target_dot: Tensor, w: float, tape: list[Any], j: int, at: int, delta: Any
+        self, source: Slot, dot: Tensor, target_dot: Tensor, w: float, kept: Any, j: int, delta: Any
     ) -> None:
         """`delta`: change of the stacked weights as the field holds them (`Stack.directions`); None for none."""
 

@@ -144,9 +144,8 @@ class ModuleField:
         dot: Tensor,
         target_dot: Tensor,
         w: float,
-        tape: list[Any],
+        kept: Any,
         j: int,
-        at: int,
         delta: dict[str, Tensor] | None,
     ) -> None:
         target_dot.add_(self._tangent(j, source.view, dot, delta), alpha=w)

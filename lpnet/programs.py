@@ -181,7 +181,7 @@ def tangent(program: Steps, fields: Fields, pairs: Pairs, place: Place) -> None:
             target.view.copy_(slots[begin].view)
             dots[t].view.copy_(dots[begin].view)
         delta = None if deltas is None else deltas[step.term]
-        field.tangent(source, dots[s].view, dots[t].view, w, *where, delta)
+        field.tangent(source, dots[s].view, dots[t].view, w, tape[place.at], place.j + step.part, delta)
         field.remove(source, target, -w, *where)
 
 

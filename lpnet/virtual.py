@@ -18,23 +18,25 @@ to validate it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet.errors import warn
+from lpnet.errors import InputError, warn
 from lpnet.fabrics import Fabric, fabric_of
 from lpnet.messages import Posted
 from lpnet.phases import phase
-from lpnet.slab import Comm
+from lpnet.slab import Comm, as_comm
 
 
 class VirtualComm(Comm):
     """The ranks of another communicator, with virtual clocks.
 
     Args:
-        comm: the communicator inside, which carries the messages.
+        comm: the communicator inside, which carries the messages; an mpi4py communicator, a `slab.Comm`, or None: the
+            world.
         fabric: what messages take, or its name.
         clock: seconds that this rank has computed up to now; by default processor time of the calling thread, which is
             all of it with one thread of torch only: there is a warning where there are more. Where ranks do not share
@@ -42,8 +44,11 @@ class VirtualComm(Comm):
     """
 
     def __init__(
-        self, comm: Comm, fabric: Fabric | str = "default", clock: Callable[[], float] = time.thread_time
+        self, comm: Any, fabric: Fabric | str = "default", clock: Callable[[], float] = time.thread_time
     ) -> None:
+        if not callable(clock):
+            raise InputError(f"clock: {clock!r} given, a function such as time.thread_time allowed")
+        comm = as_comm(comm)
         self.inside, self.fabric, self.clock = comm, fabric_of(fabric), clock
         self.rank, self.size = comm.rank, comm.size
         if clock is time.thread_time and torch.get_num_threads() > 1 and self.rank == 0:

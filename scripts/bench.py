@@ -35,7 +35,7 @@ from optimizers import PROBLEMS, optimizers
 from torch import Tensor, nn
 
 import lpnet
-from lpnet import slab
+from lpnet import folders, slab
 from lpnet.cores import affinity
 from lpnet.scaling.origin import origin
 from lpnet.scaling.problem import error, smooth_weights
@@ -199,6 +199,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
+        if getattr(args, "json", None):
+            folders.make(Path(args.json).parent, "--json")
         args.run(args)
     except lpnet.InputError as error:
         parser.error(str(error))

@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpnet
 from lpnet import devices, slab
-from lpnet.experiments import folder
 from lpnet.scaling.problem import Gradients, error, smooth_weights
 from lpnet.scaling.timing import of_trunk
 
@@ -221,8 +220,6 @@ def gpu(args: argparse.Namespace, about: dict[str, str]) -> None:
             print(f"{name:48s}{launches:8d} launches")
         return
     device = devices.own(args.device, slab.Comm()) or torch.device("cpu")
-    if args.json:
-        folder.make(args.json.parent, "--json")
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
     print(f"layers {args.layers}, width {args.width}, batch {args.batch}, T {args.T}, float32, {what}")
     entries = measure(Problem(args, device))

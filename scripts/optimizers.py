@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import lpnet
-from lpnet import data, optim, regularizers, slab
+from lpnet import data, folders, optim, regularizers, slab
 from lpnet.data import DataOptions
-from lpnet.experiments import folder, style
+from lpnet.experiments import style
 from lpnet.plots import save
 
 ADAM = (3e-3, 1e-2, 3e-2)
@@ -224,7 +224,7 @@ def optimizers(args: argparse.Namespace, about: dict[str, str]) -> None:
     Raises:
         InputError: the folder cannot be written, or a setting is not allowed.
     """
-    folder.make(args.docs / "results", "--docs")
+    folders.make(args.docs / "results", "--docs")
     found = {name: raced(name, args) for name in args.problems}
     keys = ("layers", "seed", "work", "iterations", "tol", "radius")
     settings = {key: getattr(args, key) for key in keys} | {"rates of Adam": ADAM}

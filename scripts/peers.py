@@ -33,7 +33,7 @@ from contest import timed
 from ours import Batches, Entry, Finder, Problem
 
 import lpnet
-from lpnet import launch, slab
+from lpnet import folders, launch, slab
 from lpnet.cores import affinity
 from lpnet.experiments import folder
 from lpnet.scaling.problem import Gradients, smooth_weights
@@ -247,7 +247,7 @@ def contest(args: argparse.Namespace, comm: slab.Comm, about: dict[str, str]) ->
     """Measure, print, and write the numbers and the picture."""
     with launch.together(comm):
         if comm.rank == 0:
-            folder.make(args.docs / "results", "--docs")
+            folders.make(args.docs / "results", "--docs")
     torch.set_num_threads(1)
     found = []
     if comm.rank == 0:

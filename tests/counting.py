@@ -55,11 +55,12 @@ class CountingComm(Comm):
 
 
 class Living(TorchDispatchMode):
-    """Bytes of all tensors made inside that live now, and the most that there were."""
+    """Bytes of all tensors made inside that live now, and at most; `size`: of those with an axis of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int | None = None) -> None:
         super().__init__()
         self.now = self.most = 0
+        self._size = size
         self._known: set[int] = set()
 
     def reset(self) -> None:
@@ -68,7 +69,7 @@ class Living(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
-            if isinstance(t, Tensor):
+            if isinstance(t, Tensor) and (self._size is None or self._size in t.shape):
                 self._take(t.untyped_storage())
         return out
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import lpnet
 from lpnet import MGRIT
 from lpnet.crew import Crew, ThreadComm
+from lpnet.errors import InputError
 from lpnet.slab import Comm
 
 
@@ -57,6 +59,12 @@ def test_a_failure_ends_all_and_is_told(waiting: str) -> None:
     with pytest.raises(KeyError, match="rank 1"):
         Crew(3).run(rank)
     assert threading.active_count() < 10
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "x", True])
+def test_a_crew_has_at_least_one_rank(size: Any) -> None:
+    with pytest.raises(InputError, match=f"size: {size!r} given"):
+        Crew(size)
 
 
 def test_a_message_of_another_shape_is_an_error() -> None:

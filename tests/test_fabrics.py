@@ -1,6 +1,7 @@
 """What messages take on a fabric."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,9 +35,12 @@ def test_fabrics_have_names() -> None:
 def test_bad_numbers_and_names_are_refused() -> None:
     with pytest.raises(InputError, match=r"fabric: 'string' given, one of default, .* allowed"):
         fabric_of("string")
-    for latency in (-1.0, math.inf, math.nan):
-        with pytest.raises(InputError, match=f"latency: {latency} given"):
+    with pytest.raises(InputError, match=r"fabric: \[1\] given"):
+        fabric_of([1])  # type: ignore[arg-type]
+    strange: tuple[Any, ...] = ("1", None, True)
+    for latency in (-1.0, math.inf, math.nan, *strange):
+        with pytest.raises(InputError, match=f"latency: {latency!r} given"):
             Fabric("x", latency, 1.0)
-    for bandwidth in (0.0, -1.0, math.nan):
-        with pytest.raises(InputError, match=f"bandwidth: {bandwidth} given"):
+    for bandwidth in (0.0, -1.0, math.nan, *strange):
+        with pytest.raises(InputError, match=f"bandwidth: {bandwidth!r} given"):
             Fabric("x", 0.0, bandwidth)

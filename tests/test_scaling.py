@@ -161,6 +161,9 @@ def test_verdict(virtual: float, simulated: float, good: bool) -> None:
 def test_points_are_read_as_they_are_written(tmp_path: Path) -> None:
     points = [point(1.0, gradient_error=0.1), point(2.0, 2, kind="simulated")]
     write_points(tmp_path, "strong-wall-1", points)
+    write_points(tmp_path / "again", "strong-wall-1", points)
+    with pytest.raises(InputError, match="one of this name allowed"):
+        read_points([tmp_path, tmp_path / "again"])
     assert read_points([tmp_path]) == points
     (tmp_path / "points" / "x.json").write_text('[{"kind": "wall"}]')
     with pytest.raises(InputError, match=r"point: .* given, .* allowed"):

@@ -76,6 +76,7 @@ def test_points_are_launched_with_the_study_and_its_solvers(monkeypatch: pytest.
         ("point both", "point: 'both' given, one of strong, weak, validate allowed"),
         ("collect", "collect: nothing given, folders with points allowed"),
         ("collect /nowhere --out OUT", "folder: '/nowhere' given, a folder with points/*.json allowed"),
+        ("validate --ranks 1 9999 --out OUT", "ranks: 9999 given, at most"),
         ("strong --out /dev/null/x", "out: '/dev/null/x' given (Not a directory), a folder"),
     ],
 )

@@ -1,14 +1,13 @@
 """What the adjoint finds of the states: kept, run again, or undone; the gradient is the same, the memory is not."""
 
-import weakref
 from functools import lru_cache
 from typing import Any
 
 import pytest
+from counting import Living
 from gradients import WIDTH, assert_gradients, data, gradients
 from reference import F64, error, normal
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpnet
 from lpnet import MGRIT, Serial, dynamics
@@ -167,45 +166,16 @@ def test_round_trip_over_1024_layers(name: str) -> None:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors with the batch in their shape that are made inside, and the most at a time."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.batch, self.now, self.peak = batch, 0, 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, Tensor) and self.batch in t.shape:
-                self.add(t.untyped_storage())
-        return out
-
-    def add(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.drop, key, size)
-
-    def drop(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
 def states(name: str, layers: int, store: str) -> tuple[float, float]:
     """How many tensors (batch, width) live after the forward pass, and at most until the gradient is there."""
     batch = 37
     made, y = trunk(name, layers, store, T=1.0), normal(batch, WIDTH)
-    with Live(batch) as live:
+    with Living(batch) as live:
         out = made(y)
         forward = live.now
         out.sum().backward()
     size = batch * WIDTH * 8
-    return forward / size, live.peak / size
+    return forward / size, live.most / size
 
 
 @pytest.mark.parametrize("how", ["serial", "two levels"])

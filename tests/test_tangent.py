@@ -91,7 +91,7 @@ def test_terms_of_a_module_are_those_of_its_fast_path() -> None:
         _, kept = field.batch(range(2, 5), x)
         for c in (None, change):
             out = torch.zeros_like(u[0])
-            field.tangent(slots[0], u[0], out, H, tape, 3, 0, c)
+            field.tangent(slots[0], u[0], out, H, tape[0], 3, c)
             found += [field.unpack(out[None])[0], field.unpack(field.batch_tangent(range(2, 5), x, u, kept, c))]
             assert error(out, H * field.batch_tangent(range(3, 4), x, u, field.batch(range(3, 4), x)[1], c)[0]) < 1e-13
     for a, b in zip(found[:4], found[4:], strict=True):

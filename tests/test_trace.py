@@ -118,6 +118,7 @@ def test_the_example_of_the_docs_and_its_picture(
         (["draw"], "command: draw given, plot allowed"),
         (["plot", "no.json"], "FILE: 'no.json' given"),
         (["plot", "other.json"], "no trace of lpnet"),
+        (["plot", "trace.json", "--from=3", "--to=2"], "from, to: 3 and 2 given"),
         (["plot", "trace.json", "--from=1e9"], "from, to: 1e+09 and inf given"),
         (["plot", "trace.json", "--out=no/where.png"], "--out: 'no/where.png' given"),
     ):

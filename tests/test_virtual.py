@@ -148,3 +148,7 @@ def test_fabrics_are_known_by_name() -> None:
     assert VirtualComm(Comm(), "ethernet").fabric.name == "ethernet"
     with pytest.raises(InputError, match="fabric: 'rope' given"):
         VirtualComm(Comm(), "rope")
+    with pytest.raises(InputError, match="clock: 3 given"):
+        VirtualComm(Comm(), clock=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="comm: 'two' given"):
+        VirtualComm("two")

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import torch
 
-from lpnet import launch
+from lpnet import folders, launch
 from lpnet.errors import InputError
 from lpnet.experiments import folder
 from lpnet.experiments.base import Context, Experiment
@@ -96,7 +96,7 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     with launch.together(comm):
         options = parse(arguments)
         if comm.rank == 0:
-            folder.make(options.out)
+            folders.make(options.out, "--out")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the layers of these experiments are small: threads would only get in the way
     context = Context(comm, options.quick, options.seed)

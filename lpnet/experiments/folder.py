@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from lpnet import plots
-from lpnet.errors import InputError
 from lpnet.experiments.base import Context, Experiment, Result
 from lpnet.experiments.registry import REGISTRY
 from lpnet.version import __version__
@@ -25,22 +24,6 @@ The experiments of the field, reproduced with lpnet. Every picture and every num
 below it, and `python -m lpnet.experiments all --out {folder}` makes all of them (and this page) anew. The JSON file
 beside each picture has its numbers, settings and versions.
 """
-
-
-def make(path: Path, key: str = "--out") -> None:
-    """Make the folder that this option names.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        trial = path / ".writable"
-        trial.touch()
-        trial.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{key}: {str(path)!r} given ({reason}), a folder that can be written allowed") from None
 
 
 def write(folder: Path, experiment: Experiment, context: Context, result: Result, seconds: float) -> None:

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import torch
 
-from lpnet import launch, plots
+from lpnet import folders, launch, plots
+from lpnet.cores import affinity
 from lpnet.errors import InputError
 from lpnet.launch import together
-from lpnet.scaling.files import clear, lines, make, read_points, write_points, write_table
+from lpnet.scaling.files import clear, lines, read_points, write_points, write_table
 from lpnet.scaling.model import Model, resolve
 from lpnet.scaling.options import STUDIES, Command, Study, read
 from lpnet.scaling.picture import draw
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with together(comm):
             _refuse(command, comm)
             if comm.rank == 0:
-                make(command.study.out)
+                folders.make(command.study.out, "out")
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         if command.name == "point":
             _point(command.study, comm)
@@ -65,8 +66,7 @@ def _study(command: Command) -> None:
     if command.name in STUDIES:
         for line in conduct(study):
             print(line, flush=True)
-    folders = command.folders or (study.out,)
-    points = read_points(folders)
+    points = read_points(command.folders or (study.out,))
     write_table(study.out, points)
     print("\n".join(lines(points)))
     for name in STUDIES:
@@ -108,6 +108,9 @@ def _write(study: Study, comm: Comm, kind: str, points: list[Point]) -> None:
 
 
 def _validate(study: Study) -> list[str]:
+    cores = len(affinity())
+    if max(study.ranks) > cores:
+        raise InputError(f"ranks: {max(study.ranks)} given, at most {cores} (the cores, for the wall's time) allowed")
     clear(study.out, study.study)
     for ranks in study.ranks:
         launched(ranks, study.arguments(study.solvers, "all"))

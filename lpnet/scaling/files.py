@@ -16,22 +16,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def make(path: Path, key: str = "out") -> None:
-    """Make a folder.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        trial = path / ".writable"
-        trial.touch()
-        trial.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{key}: {str(path)!r} given ({reason}), a folder that can be written allowed") from None
-
-
 def write_points(folder: Path, name: str, points: Sequence[Point]) -> Path:
     """Write points to FOLDER/points/NAME.json."""
     path = folder / POINTS / f"{name}.json"
@@ -50,14 +34,18 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
     """The points of these folders.
 
     Raises:
-        InputError: there are none, or a file holds something else.
+        InputError: there are none, a file holds something else, or two folders hold the same launch.
     """
     found: list[Point] = []
+    seen: dict[str, Path] = {}
     for folder in folders:
         files = sorted((folder / POINTS).glob("*.json"))
         if not files:
             raise InputError(f"folder: {str(folder)!r} given, a folder with {POINTS}/*.json allowed")
         for file in files:
+            if file.name in seen:  # times of two launches would be divided by each other
+                raise InputError(f"file: {str(file)!r} given beside {str(seen[file.name])!r}, one of this name allowed")
+            seen[file.name] = file
             found += _read(file)
     return found
 

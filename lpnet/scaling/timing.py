@@ -84,22 +84,15 @@ def exact(problem: Problem) -> Gradients:
 
 def of_trunk(trunk: LayerParallel, y: Tensor, bar: Tensor) -> Run:
     """One gradient by lpnet, of the input and of this rank's weights."""
-    parameters = list(trunk.theta.values())
-
-    def run() -> Gradients:
-        x = y.clone().requires_grad_()
-        with torch.enable_grad():
-            out = trunk(x)
-        found = torch.autograd.grad(out, [x, *parameters], bar)
-        return found[0], list(found[1:])
-
-    return run
+    return _of(trunk, list(trunk.theta.values()), y, bar)
 
 
 def of_plain(net: nn.Module, y: Tensor, bar: Tensor) -> Run:
-    """One gradient by autograd on the plain network, weights stacked."""
-    parameters = list(net.parameters())
+    """One gradient by autograd on a plain network, of the input and of all parameters, one by one."""
+    return _of(net, list(net.parameters()), y, bar)
 
+
+def _of(net: nn.Module, parameters: Sequence[Tensor], y: Tensor, bar: Tensor) -> Run:
     def run() -> Gradients:
         x = y.clone().requires_grad_()
         with torch.enable_grad():

@@ -91,10 +91,10 @@ def draw(trace: Trace, path: str | Path, begin: float = -math.inf, end: float = 
         begin, end: milliseconds between which it is drawn.
 
     Raises:
-        InputError: nothing happened in between.
+        InputError: nothing happened in between, as where the end is before the begin.
     """
     spans = [e for e in trace.events if e["ph"] == "X" and e["ts"] / 1e3 < end and (e["ts"] + e["dur"]) / 1e3 > begin]
-    if not spans:
+    if not spans or end <= begin:
         raise InputError(f"from, to: {begin:g} and {end:g} given, milliseconds with phases in between allowed")
     begin = max(begin, min(e["ts"] for e in spans) / 1e3)
     end = min(end, max(e["ts"] + e["dur"] for e in spans) / 1e3)
