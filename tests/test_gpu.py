@@ -69,7 +69,7 @@ def test_without_a_gpu_it_says_so():
 
 def test_the_table_is_written(gpu, tmp_path, capsys):
     small = {**SMALL, "layers": 16, "coarsenings": [4], "cycles": [0]}
-    args = Namespace(**small, rounds=1, skip_compile=True, count=False, device="cpu", json=tmp_path / "new" / "x.json")
+    args = Namespace(**small, rounds=1, skip_compile=True, count=False, device="cpu", json=tmp_path / "x.json")
     gpu.gpu(args, {})
     rows = json.loads(args.json.read_text())["rows"]
     said = capsys.readouterr().out
