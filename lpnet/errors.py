@@ -23,3 +23,11 @@ class InputError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A loss, state or gradient stopped being finite."""
+
+
+class OutputError(RuntimeError):
+    """Results cannot be written: the disk is full, a folder is read-only; all ranks have it."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has, behind a checkpoint; all ranks have it."""

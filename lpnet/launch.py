@@ -6,6 +6,8 @@
 | `Answer`: help or the like was asked for | 0 | rank 0, on standard output |
 | `InputError`, raised on all ranks | 2 | rank 0, one line |
 | `NonFiniteError` | 3 | rank 0, one line |
+| `OutputError` | 4 | rank 0, one line |
+| `Stopped`: a signal came, a checkpoint was written | 75 | rank 0, one line |
 | interrupted | 130 | rank 0, one line |
 | any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
 
@@ -24,10 +26,10 @@ import numpy as np
 import torch
 
 from lpnet import slab, uncaught
-from lpnet.errors import InputError, NonFiniteError
+from lpnet.errors import InputError, NonFiniteError, OutputError, Stopped
 from lpnet.slab import Comm
 
-DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, BAD_INPUT, NON_FINITE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
 
 class Answer(Exception):
@@ -107,6 +109,10 @@ def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
         return uncaught.end(comm, f"{name}: error: {error}", BAD_INPUT)
     except NonFiniteError as error:
         return _say(comm, f"{name}: {error}", NON_FINITE)
+    except OutputError as error:
+        return _say(comm, f"{name}: error: {error}", UNWRITABLE)
+    except Stopped as error:
+        return _say(comm, f"{name}: {error}", STOPPED)
     except KeyboardInterrupt:
         return uncaught.end(comm, f"{name}: interrupted", INTERRUPTED)
     except Exception:
