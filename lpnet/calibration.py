@@ -33,6 +33,8 @@ SHARE, SEGMENT = 4, 16
 """Parts of the batch, layers of an interval at most."""
 SECONDS, ROUNDS = 0.8, (5, 25)
 """About how long solves are timed, within so many rounds."""
+FIRST = 4.0
+"""Weight of the exact chain of all layers, which is almost nothing but layers: by it their costs are known best."""
 BUDGET, FEWEST = 0.1, 16
 """Seconds of one solve; fewer layers are taken where they would need more, but not fewer than so many."""
 
@@ -65,7 +67,8 @@ def fitted(trunk: LayerParallel, batch: Tensor, layers: int) -> tuple[Costs, flo
     rows = np.array([row for t in asked for row in counts(trunk, t)])
     taken = seconds[: len(asked)].reshape(-1)
     scaled = rows / taken[:, None]
-    found, _ = nnls(scaled, np.ones(len(taken)))
+    weight = np.repeat([FIRST] + [1.0] * (len(asked) - 1), 2)
+    found, _ = nnls(weight[:, None] * scaled, weight)
     costs = Costs(**dict(zip(FITTED, found.tolist(), strict=True)))
     floor = 1e-3 * taken[:2].sum() / layers  # nothing is free
     costs = replace(costs, **{c: max(floor, getattr(costs, c)) for c in ("fine", "pull", "gradient")})
