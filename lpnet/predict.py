@@ -22,7 +22,7 @@ from lpnet.errors import InputError
 from lpnet.launch import Answer, together
 from lpnet.log import MODEL
 from lpnet.slab import Comm
-from lpnet.training.loop import predict
+from lpnet.training.evaluation import predict
 from lpnet.version import __version__
 
 

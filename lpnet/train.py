@@ -35,8 +35,9 @@ from lpnet.options import Serial, SolverOptions
 from lpnet.plan import plan
 from lpnet.presets import PRESETS
 from lpnet.slab import Comm
+from lpnet.training.examples import Tensors
 from lpnet.training.levels import Training, described
-from lpnet.training.loop import Record, Tensors
+from lpnet.training.records import Record
 from lpnet.version import __version__
 
 

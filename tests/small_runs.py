@@ -5,7 +5,7 @@ from typing import Any
 from lpnet import data, slab
 from lpnet.commandline import parse
 from lpnet.network import Examples, Network, build
-from lpnet.training.loop import Tensors
+from lpnet.training.examples import Tensors
 
 SMALL = (
     "--data.train=40", "--data.validation=20", "--trunk.layers=8", "--trunk.width=3", "--solver.forward.coarsening=3",

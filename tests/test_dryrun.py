@@ -17,7 +17,9 @@ from lpnet.fabrics import FABRICS
 from lpnet.network import Examples, build
 from lpnet.sharded import grad_norm
 from lpnet.slab import Comm
-from lpnet.training.loop import Course, Objective, Tensors, descent_of
+from lpnet.training.course import Course
+from lpnet.training.examples import Tensors
+from lpnet.training.objective import Objective, descent_of
 
 RANKS = (1, 2, 3, 5)
 COSTS = Costs(1e-3, 1e-3, 1e-3)

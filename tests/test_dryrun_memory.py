@@ -11,7 +11,8 @@ from lpnet.commandline import parse
 from lpnet.cost import Costs
 from lpnet.dryrun import Rest, forecast
 from lpnet.network import Examples, build
-from lpnet.training.loop import Tensors, fit
+from lpnet.training.examples import Tensors
+from lpnet.training.loop import fit
 
 BASE = (
     "--data.train=256", "--data.validation=8", "--trunk.layers=32", "--trunk.width=8", "--training.steps=4",

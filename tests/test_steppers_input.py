@@ -13,7 +13,8 @@ from lpnet import MGRIT, InputError
 from lpnet.cost import UNIT, Costs
 from lpnet.measure import measure
 from lpnet.steppers import AB3, REGISTRY, RK4, Euler, Leapfrog, Stepper, Verlet
-from lpnet.training.loop import evaluate, fit
+from lpnet.training.evaluation import evaluate
+from lpnet.training.loop import fit
 
 KINDS = {("f",): "dense", ("kick",): "second_order"}
 

@@ -184,10 +184,10 @@ def test_a_rank_that_fails_alone_ends_all_within_seconds(tmp_path: Path, rank: i
         pytest.skip("needs mpirun, and not to run under it")
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom lpnet import slab, train\nimport lpnet.training.loop as loop\nreal = loop._solves\n"
+        "import sys\nfrom lpnet import slab, train\nimport lpnet.training.loop as loop\nreal = loop.solves\n"
         f"def solves(*given):\n    if slab.world().rank == {rank}:\n        raise KeyError('boom')\n"
         "    return real(*given)\n"
-        "loop._solves = solves\nsys.exit(train.main(sys.argv[1:]))\n"
+        "loop.solves = solves\nsys.exit(train.main(sys.argv[1:]))\n"
     )
     command = [mpirun, "-n", "2", sys.executable, str(script), *SMALL, "--run.dir", str(tmp_path / "run")]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(lpnet.__file__).parents[1])}

@@ -15,8 +15,9 @@ from lpnet import InputError, launch, modelfile, train
 from lpnet.commandline import parse
 from lpnet.errors import NonFiniteError
 from lpnet.log import RunLog
+from lpnet.training.evaluation import evaluate
 from lpnet.training.levels import Training, described
-from lpnet.training.loop import evaluate, fit
+from lpnet.training.loop import fit
 
 THREE = ("--multilevel.levels=3", "--training.steps=9")
 

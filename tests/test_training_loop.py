@@ -14,7 +14,8 @@ from lpnet.commandline import parse
 from lpnet.errors import NonFiniteError
 from lpnet.network import Examples, build
 from lpnet.optim import classifier
-from lpnet.training.loop import evaluate, fit
+from lpnet.training.evaluation import evaluate
+from lpnet.training.loop import fit
 
 EXACT = tuple(f"--solver.{way}.{key}" for way in ("forward", "adjoint") for key in ("kind=serial", "coarsening=null"))
 

@@ -19,7 +19,7 @@ from lpnet.optimizers import NEWTON, SEARCHING
 from lpnet.options import Serial
 from lpnet.sharded import grad_norm
 from lpnet.slab import Comm
-from lpnet.training.loop import optimizer_of, penalties_of
+from lpnet.training.objective import optimizer_of, penalties_of
 
 MOST = 256
 """Layers of a specimen, at most."""

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from lpnet.multilevel import Cascade, prolongate_net, prolongate_state
 from lpnet.network import Network
-from lpnet.training.loop import Course, Log, Objective, Record, Tensors, fit, optimizer_of, predict
+from lpnet.training.course import Course
+from lpnet.training.evaluation import predict
+from lpnet.training.examples import Tensors
+from lpnet.training.loop import fit
+from lpnet.training.objective import Objective, optimizer_of
+from lpnet.training.records import Log, Record
 from lpnet.training.updates import make_schedule
 
 _SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr")  # what schedules keep with the optimizer

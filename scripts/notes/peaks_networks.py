@@ -16,7 +16,8 @@ from lpnet.commandline import parse
 from lpnet.network import Examples, Network, build
 from lpnet.regularizers import TimeDerivative
 from lpnet.slab import Comm
-from lpnet.training.loop import Tensors, evaluate
+from lpnet.training.evaluation import evaluate
+from lpnet.training.examples import Tensors
 
 SETS = {
     "smooth, T=5": {"layers": 256, "T": 5.0, "init": "constant", "ddt": 1e-4, "steps": 200},

@@ -6,7 +6,8 @@ from lpnet import data
 from lpnet.commandline import parse
 from lpnet.network import Examples, Network, build
 from lpnet.slab import Comm
-from lpnet.training import loop
+from lpnet.training.examples import Tensors
+from lpnet.training.loop import fit
 
 COMMON = ("--trunk.layers=256", "--trunk.T=5")
 SERIAL = ("--solver.forward.kind=serial", "--solver.adjoint.kind=serial")
@@ -28,18 +29,18 @@ class Records:
         print(message, flush=True)
 
 
-def network(*arguments: str, comm: Comm | None = None) -> tuple[Network, loop.Tensors]:
+def network(*arguments: str, comm: Comm | None = None) -> tuple[Network, Tensors]:
     """Network and data of a configuration."""
     config = parse(list(arguments))
     dataset = data.load(config.data, config.run.seed)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
     net = build(config, examples, comm or Comm())
-    return net, loop.Tensors.of(dataset, net.classifier.weight)
+    return net, Tensors.of(dataset, net.classifier.weight)
 
 
 def trained(*arguments: str) -> tuple[Record, list[Record]]:
     """Result and records of a run on one rank."""
     net, tensors = network(*arguments)
     log = Records()
-    result = loop.fit(net, tensors, log)
+    result = fit(net, tensors, log)
     return result, log.records

@@ -12,7 +12,11 @@ from torch.nn.functional import cross_entropy
 import lpnet
 from lpnet import cost
 from lpnet.network import Network
-from lpnet.training import loop
+from lpnet.training.evaluation import evaluate
+from lpnet.training.examples import Tensors
+from lpnet.training.objective import Objective, descent_of
+from lpnet.training.records import critical_path
+from lpnet.training.updates import make_optimizer, make_schedule
 
 HARD = (
     "peaks", "--trunk.layers=256", "--trunk.T=5", "--trunk.init=random", "--regularizer.ddt=0", "--data.train=500",
@@ -28,9 +32,9 @@ def hard(args: argparse.Namespace) -> Record:
     twin, _ = network(*HARD, *fixed, "--solver.forward.cycles=2", "--solver.adjoint.cycles=1", *args.more)
     net, tensors = network(*HARD, *SIMULTANEOUS, f"--control.gradient_tol={TOLERANCE}", *args.more)
     config, n = net.config, len(tensors.train_y)
-    optimizer = loop.make_optimizer(config.optimizer, net.parameters())
-    schedule = loop.make_schedule(config.schedule, optimizer, config.training.total_steps(n))
-    descent = loop.descent_of(net, optimizer, loop.Objective(net), n)
+    optimizer = make_optimizer(config.optimizer, net.parameters())
+    schedule = make_schedule(config.schedule, optimizer, config.training.total_steps(n))
+    descent = descent_of(net, optimizer, Objective(net), n)
     rows: list[Record] = []
     for _ in range(config.training.total_steps(n)):
         twin.load_state_dict(net.state_dict())
@@ -45,8 +49,8 @@ def hard(args: argparse.Namespace) -> Record:
         schedule.step()
         rows.append({"loss": loss, "estimate": progress.gradient_error, "exact": progress.exact, **errors})
         cycles = net.trunk.info.control.cycles[0] if net.trunk.info.control is not None else 0
-        rows[-1] |= {"cycles": cycles, "critical_path": loop.critical_path(net)}
-    return hard_figure(rows, loop.evaluate(net, tensors), config.trunk.layers)
+        rows[-1] |= {"cycles": cycles, "critical_path": critical_path(net)}
+    return hard_figure(rows, evaluate(net, tensors), config.trunk.layers)
 
 
 def hard_figure(rows: list[Record], after: Record, layers: int) -> Record:
@@ -86,7 +90,7 @@ def weights_of(net: Network) -> list[Tensor]:
     return [p.grad.clone() for p in net.trunk.theta.values() if p.grad is not None]
 
 
-def gradient(net: Network, tensors: loop.Tensors) -> list[Tensor]:
+def gradient(net: Network, tensors: Tensors) -> list[Tensor]:
     """Gradients of all weights of the trunk, and of its input, on all examples."""
     net.zero_grad()
     seen = inputs_of(net)

@@ -15,7 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from lpnet.network import Network
 from lpnet.slab import Comm, world
-from lpnet.training import loop
+from lpnet.training.evaluation import predict
+from lpnet.training.examples import Tensors, batches
+from lpnet.training.objective import Objective, descent_of
+from lpnet.training.updates import make_optimizer, make_schedule
 
 
 def wall(args: argparse.Namespace) -> Record:
@@ -60,19 +63,19 @@ def until(common: tuple[str, ...], name: str, comm: Comm) -> Record:
     return found
 
 
-def timed(net: Network, tensors: loop.Tensors, fused: bool | None = None) -> Record:
+def timed(net: Network, tensors: Tensors, fused: bool | None = None) -> Record:
     """Seconds, steps and curve; `fused` is not None: as an ordinary torch module without regularisers."""
     config = net.config
     model: nn.Module = net if fused is None else net.as_sequential()
     if fused is None:
-        optimizer = loop.make_optimizer(config.optimizer, model.parameters())
-        step = loop.descent_of(net, optimizer, loop.Objective(net), len(tensors.train_y)).step
+        optimizer = make_optimizer(config.optimizer, model.parameters())
+        step = descent_of(net, optimizer, Objective(net), len(tensors.train_y)).step
     else:
         optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr, fused=fused)
         step = plain_step(model, optimizer)
-    schedule = loop.make_schedule(config.schedule, optimizer, config.training.total_steps(len(tensors.train_y)))
+    schedule = make_schedule(config.schedule, optimizer, config.training.total_steps(len(tensors.train_y)))
     seconds, curve = 0.0, []
-    for number, (_, index) in enumerate(loop.batches(tensors, config.training.batch, config.run.seed), 1):
+    for number, (_, index) in enumerate(batches(tensors, config.training.batch, config.run.seed), 1):
         start = time.perf_counter()
         step(tensors.train_x[index], tensors.train_y[index], index)
         schedule.step()
@@ -94,8 +97,8 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     return step
 
 
-def validation(net: Network, model: nn.Module, tensors: loop.Tensors) -> float:
+def validation(net: Network, model: nn.Module, tensors: Tensors) -> float:
     """Accuracy of an exact evaluation."""
     with torch.no_grad():
-        logits = loop.predict(net, tensors.val_x) if model is net else model(tensors.val_x)
+        logits = predict(net, tensors.val_x) if model is net else model(tensors.val_x)
     return (logits.argmax(dim=1) == tensors.val_y).double().mean().item()

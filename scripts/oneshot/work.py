@@ -10,7 +10,7 @@ from common import COLORS, SERIAL, SIMULTANEOUS, Record, Records, network
 from matplotlib import pyplot as plt
 
 from lpnet import cost
-from lpnet.training import loop
+from lpnet.training.loop import fit
 
 # Coarsening and levels that are cheap on 32 ranks, and good enough.
 SOLVERS = {256: ("8, 4", 3), 1024: ("16, 4", 3)}
@@ -60,7 +60,7 @@ def until(*arguments: str) -> list[Record]:
     net, tensors = network(*arguments)
     log = UntilReached()
     with contextlib.suppress(Reached):
-        loop.fit(net, tensors, log)
+        fit(net, tensors, log)
     return log.records
 
 
