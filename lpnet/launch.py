@@ -7,9 +7,12 @@
 | `InputError`, raised on all ranks | 2 | rank 0, one line |
 | `NonFiniteError` | 3 | rank 0, one line |
 | `OutputError` | 4 | rank 0, one line |
+| stalled (see `lpnet.watchdog`) | 5 | rank 0: where each rank is |
 | `Stopped`: a signal came, a checkpoint was written | 75 | rank 0, one line |
 | interrupted | 130 | rank 0, one line |
 | any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
+
+The launcher may have ended by itself: then each rank says so and ends with 1 (see `lpnet.orphan`).
 
 Where a rank may find fault alone (a file that only its machine cannot read), the work stands in
 ``with together(comm)``, which raises the error on all ranks. An error that one rank raises anywhere else ends all ranks
@@ -20,16 +23,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 
-from lpnet import slab, uncaught
+from lpnet import orphan, signals, slab, uncaught
 from lpnet.errors import InputError, NonFiniteError, OutputError, Stopped
 from lpnet.slab import Comm
 
-DONE, FAILED, BAD_INPUT, NON_FINITE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
+DONE, FAILED, BAD_INPUT, NON_FINITE, UNWRITABLE, STALLED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 75, 130
 
 
 class Answer(Exception):
@@ -66,21 +69,23 @@ def share(comm: Comm, text: str, root: int = 0) -> str:
     return bytes(comm.bcast_(row, root).numpy()).decode() if length else ""
 
 
-def run(name: str, job: Callable[[Comm], None]) -> int:
+def run(name: str, job: Callable[[Comm], None], heeds: bool = False) -> int:
     """Do a job on all ranks.
 
     Args:
         name: of the command, for its messages.
         job: what to do; called with all ranks.
+        heeds: whether the job looks at `signals.wanted` and stops in good order; others end where a signal finds them.
 
     Returns:
         The exit code (see the table above).
     """
-    try:
-        comm = slab.world()
-    except InputError as error:
-        return _say(Comm(), f"{name}: error: {error}", BAD_INPUT)
-    with _warnings_of(name):
+    orphan.guard(name, FAILED)
+    with signals.heeded() if heeds else nullcontext(), _warnings_of(name):
+        try:
+            comm = slab.world()
+        except InputError as error:
+            return _say(Comm(), f"{name}: error: {error}", BAD_INPUT)
         return _outcome(name, comm, job)
 
 

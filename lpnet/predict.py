@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from lpnet import launch, modelfile
+from lpnet import launch, modelfile, sameness
 from lpnet.commandline import one_line
 from lpnet.data import read_examples
 from lpnet.errors import InputError
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def job(comm: Comm, arguments: Sequence[str]) -> None:
     """From the arguments to the file of predictions; collective."""
+    sameness.require_same_start(comm, arguments)
     with together(comm):
         options = parse(arguments)
         stored = modelfile.read(Path(options.rundir) / MODEL)

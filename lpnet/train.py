@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lpnet import data, devices, launch, modelfile
+from lpnet import data, devices, launch, modelfile, sameness
 from lpnet.choices import Solver, Solvers, one_of, require
-from lpnet.commandline import Trial, parse_run
+from lpnet.commandline import Trial, leaves, parse_run
 from lpnet.config import Config
 from lpnet.control import Adaptive
 from lpnet.data import DataSet
@@ -50,8 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def job(comm: Comm, arguments: Sequence[str]) -> None:
     """One run, from the arguments to the run folder; collective."""
     start = time.perf_counter()
+    sameness.require_same_start(comm, arguments)
     with launch.together(comm):
         config, trial = parse_run(arguments)
+    sameness.require_same(comm, {key: attrgetter(key)(config) for key in ("preset", *leaves())})
+    with launch.together(comm):
         dataset = data.load(config.data, config.run.seed)
         config = fitted(config, dataset)
     if trial is not None:

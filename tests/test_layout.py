@@ -15,14 +15,14 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
-    ("constants", "cores", "cuda_aware", "errors", "messages", "phases", "sums", "version"),
+    ("constants", "cores", "cuda_aware", "errors", "messages", "phases", "signals", "sums", "version"),
     ("activations", "blocks", "costs", "data", "fabrics", "forms", "folders", "options", "pool", "slab"),
-    ("crew", "devices", "fields", "hierarchy", "memory", "steppers", "tape", "uncaught", "virtual"),
+    ("crew", "devices", "fields", "hierarchy", "memory", "orphan", "steppers", "tape", "uncaught", "virtual"),
     ("coarse_grid", "dense_blocks", "how", "programs"),
     ("dense_field",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps", "together"),
-    ("parted", "stability", "tangent"),
+    ("parted", "sameness", "stability", "tangent"),
     ("direction", "mgrit", "recall", "stack"),
     ("chain", "fine"),
     ("engine",),

@@ -1,0 +1,41 @@
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1 set a flag, at which whoever can stop in good order looks.
+
+SLURM sends SIGUSR1 some time before the limit (``--signal=USR1@120``), SIGTERM when a job is cancelled or preempted.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+
+_came = 0
+
+
+def wanted() -> int:
+    """The signal that asked this process to stop while signals were `heeded`; 0: none did."""
+    return _came
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Inside, these signals do nothing but set the flag; handlers can be set in the main thread only, else none are."""
+    global _came
+    _came = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [signal.signal(one, _note) for one in STOPPING]
+    try:
+        yield
+    finally:
+        for one, handler in zip(STOPPING, before, strict=True):
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
+        _came = 0
+
+
+def _note(number: int, _: object) -> None:
+    """The first one counts: launchers pass a signal on that their ranks had already."""
+    global _came
+    _came = _came or number

@@ -1,0 +1,83 @@
+"""Laws of stopping and dying: signals set a flag, a killed rank takes the job with it, and so does a lost launcher."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from jobs import started, wait_for
+from small_runs import SMALL
+
+from lpnet import launch, sameness, signals
+from lpnet.slab import Comm
+
+ENDLESS = ("-m", "lpnet.train", *SMALL, "--training.steps=1000000", "--training.validate_every=null")
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_signals_set_a_flag_and_no_more(number: signal.Signals) -> None:
+    came: list[int] = []
+    before = signal.signal(number, lambda got, _: came.append(got))
+    try:
+        with signals.heeded():
+            assert signals.wanted() == 0
+            os.kill(os.getpid(), number)
+            wait_for(lambda: signals.wanted() == number)
+            os.kill(os.getpid(), signal.SIGTERM)  # a later one changes nothing
+            assert signals.wanted() == number
+        assert signals.wanted() == 0
+        assert came == []
+        os.kill(os.getpid(), number)
+        wait_for(lambda: came == [number])
+    finally:
+        signal.signal(number, before)
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with signals.heeded():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_only_commands_that_look_at_signals_heed_them(heeds: bool) -> None:
+    found: list[object] = []
+    assert launch.run("test", lambda _: found.append(signal.getsignal(signal.SIGTERM)), heeds) == 0
+    assert (found != [signal.getsignal(signal.SIGTERM)]) == heeds
+
+
+def test_one_rank_is_like_itself() -> None:
+    sameness.require_same(Comm(), {"a": 1})
+    sameness.require_same_start(Comm(), ["--a", "1", "--b=2"])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_killed_rank_ends_the_job(tmp_path: Path, late: bool) -> None:
+    """In the first moments, and in the midst of the steps."""
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with started(3, *ENDLESS, "--run.dir", str(tmp_path / "run")) as job:
+        ranks = job.pids()
+        if late:
+            wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        os.kill(ranks[1], signal.SIGKILL)
+        code, _ = job.end(10)
+    assert code != 0
+
+
+def test_a_lost_launcher_ends_the_ranks(tmp_path: Path) -> None:
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with started(2, *ENDLESS, "--run.dir", str(tmp_path / "run")) as job:
+        ranks = job.pids()
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        for pid in set(job.all()) - set(ranks):  # mpirun, and what it has started to start the ranks
+            os.kill(pid, signal.SIGKILL)
+        code, _ = job.end(10)  # what the ranks say of it goes to those who are gone
+    assert code == -signal.SIGKILL
