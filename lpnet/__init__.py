@@ -6,7 +6,7 @@ Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpnet import dynamics, multilevel, optim, regularizers, steppers, trace, uncaught
+from lpnet import checkpoint, dynamics, multilevel, optim, regularizers, steppers, trace, uncaught
 from lpnet.check import CheckReport, check
 from lpnet.control import Adaptive
 from lpnet.controls import Controls
@@ -60,6 +60,7 @@ __all__ = [
     "WarmStates",
     "__version__",
     "check",
+    "checkpoint",
     "clip_grad_norm_",
     "dynamics",
     "exact",

@@ -1,5 +1,7 @@
-"""Folders that results are written to."""
+"""Folders that results are written to, and files that are there as a whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 from lpnet.errors import InputError
@@ -19,3 +21,31 @@ def make(path: Path, key: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{key}: {str(path)!r} given ({reason}), a folder that can be written allowed") from None
+
+
+def settle(part: Path, path: Path) -> None:
+    """Give a finished file its name, in place of what had it: also after a crash of the machine one of both is there.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    _flush(part)
+    os.replace(part, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise  # some file systems have nothing to do for a folder, and say so
+    finally:
+        os.close(handle)
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, in a few words."""
+    return error.strerror or " ".join(str(error).split())

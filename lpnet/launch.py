@@ -45,18 +45,19 @@ class _Agreed(InputError):
 
 @contextmanager
 def together(comm: Comm) -> Iterator[None]:
-    """Work in which any rank may raise an `InputError`, which is then raised on all ranks; collective at the end.
+    """Work in which any rank may raise an `InputError` or an `OutputError`, which is then raised on all ranks.
 
-    The work itself must not communicate: the ranks that fail would be missed.
+    Collective at the end. The work itself must not communicate: the ranks that fail would be missed.
     """
-    found: InputError | None = None
+    found: InputError | OutputError | None = None
     try:
         yield
-    except InputError as error:
+    except (InputError, OutputError) as error:
         found = error
     teller = comm.size - comm.agree(comm.size - comm.rank if found else 0)  # the first rank that found fault
     if teller < comm.size:
-        raise _Agreed(share(comm, str(found), teller)) from found
+        unwritable = comm.agree(int(comm.rank == teller and isinstance(found, OutputError)))
+        raise (OutputError if unwritable else _Agreed)(share(comm, str(found), teller)) from found
 
 
 def share(comm: Comm, text: str, root: int = 0) -> str:

@@ -60,6 +60,10 @@ class Comm:
     size = 1
     observer: Observer | None = None
 
+    def handle(self) -> Any:
+        """The mpi4py communicator of these ranks, for libraries that use MPI themselves; None without MPI."""
+        return None
+
     def barrier(self, idle: bool = False) -> None:
         """Wait for all ranks; `idle`: leave the core to others meanwhile."""
 
@@ -119,6 +123,9 @@ class MPIComm(Comm):
                 tries += 1
                 time.sleep(0 if tries < 200 else 2e-5)
             request.Wait()  # at once where it is done
+
+    def handle(self) -> Any:
+        return self.mpi
 
     def barrier(self, idle: bool = False) -> None:
         request = self.mpi.Ibarrier()

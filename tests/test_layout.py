@@ -34,7 +34,7 @@ TIERS = (
     ("module",),
     ("calibration",),
     ("check", "measure", "regularizers", "sharded"),
-    ("plan", "stopwatch"),
+    ("checkpoint", "plan", "stopwatch"),
     ("optim",),
     ("oneshot",),
     ("multilevel",),

@@ -1,0 +1,91 @@
+"""Checkpoints of networks, optimizers and schedules, for training loops of one's own; runs on any number of ranks.
+
+    lpnet.checkpoint.save("step-100.h5", net, optimizer, schedule, meta={"step": 100})
+    meta = lpnet.checkpoint.load("step-100.h5", net, optimizer, schedule)
+
+The file is HDF5 with check sums (see `lpnet.checkpoint.file`); loading one executes nothing that is in it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from lpnet.sharded import trunks
+from lpnet.slab import Comm, world
+
+__all__ = ["load", "save"]
+
+
+def save(
+    path: str | Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: LRScheduler | None = None,
+    meta: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, at once or not at all; collective. It is on the disk when this returns.
+
+    Args:
+        path: the file, replaced if it exists.
+        net: its parameters and buffers, of all layers.
+        optimizer: of parameters of `net`; elementwise optimizers of torch, and those of `lpnet.optim`.
+        schedule: of torch.
+        meta: values of JSON; those of rank 0 are written.
+
+    Raises:
+        OutputError: it cannot be written; what had this name before still has it.
+        InputError: something is kept that cannot be written.
+    """
+    from lpnet.checkpoint import file, states  # bring h5py, which the engine does not need
+
+    content = states.of_net(net)
+    if optimizer is not None:
+        content |= states.of_optimizer(optimizer, net)
+    if schedule is not None:
+        content |= states.of_schedule(schedule)
+    content.meta["user"] = {} if meta is None else meta
+    file.write(path, _ranks(net), content)
+
+
+def load(
+    path: str | Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: LRScheduler | None = None,
+) -> dict[str, Any]:
+    """Take up a checkpoint, on any number of ranks; collective.
+
+    Args:
+        path: the file, as `save` wrote it.
+        net: of the same form.
+        optimizer: of the same kind and parameters; None: what the file has is left there.
+        schedule: the same.
+
+    Returns:
+        The meta data that were given to `save`.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another network, optimizer or schedule.
+    """
+    from lpnet.checkpoint import file, states
+    from lpnet.launch import together
+
+    comm = _ranks(net)
+    stored = file.read(path, comm)
+    with together(comm):
+        states.into_net(stored, net)
+        if optimizer is not None:
+            states.into_optimizer(stored, optimizer, net)
+        if schedule is not None:
+            states.into_schedule(stored, schedule)
+    meta: dict[str, Any] = stored.meta.get("user", {})
+    stored.close()
+    return meta
+
+
+def _ranks(net: nn.Module) -> Comm:
+    found = trunks(net)
+    return found[0].comm if found else world()

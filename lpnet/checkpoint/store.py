@@ -1,0 +1,106 @@
+"""The checkpoints of a run: a folder of files, the newest of which are kept.
+
+    step-00000120.h5        written at step 120
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lpnet import folders
+from lpnet.checkpoint.content import Content
+from lpnet.checkpoint.file import PART, Stored, Written, read, write
+from lpnet.errors import InputError, OutputError
+from lpnet.launch import share, together
+from lpnet.slab import Comm
+
+FOLDER = "checkpoints"
+"""Of a run folder."""
+
+_NAME = re.compile(r"step-(\d{8,})\.h5")
+
+
+class Checkpoints:
+    """The checkpoints in a folder, of which all ranks see the same; nobody else may write there.
+
+    Args:
+        comm: the ranks.
+        folder: holds them and nothing else, `FOLDER` of a run folder; made when it is needed.
+        keep: how many are kept.
+    """
+
+    def __init__(self, comm: Comm, folder: Path, keep: int) -> None:
+        self.comm, self.folder, self.keep = comm, Path(folder), keep
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step-{step:08d}.h5"
+
+    def save(self, step: int, content: Content) -> Written:
+        """Write the checkpoint of a step; collective. As `file.write`.
+
+        Then those go that are too many, and those of later steps, which a run has left that was begun anew before them.
+        """
+        with together(self.comm), self._changed():
+            if self.comm.rank == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for part in self.folder.glob(f"*{PART}"):  # of a run that was killed
+                    part.unlink()
+        written = write(self.path(step), self.comm, content)
+        with together(self.comm), self._changed():
+            if self.comm.rank == 0:
+                for old in self._rest(step):
+                    old.unlink()
+        return written
+
+    def _rest(self, step: int) -> list[Path]:
+        """The files to remove after this step."""
+        steps = self._steps()
+        kept = [s for s in steps if s <= step][-self.keep :]
+        return [self.path(s) for s in steps if s not in kept]
+
+    def newest(self, warn: Callable[[str], None]) -> Stored:
+        """The newest checkpoint that is whole; collective.
+
+        Args:
+            warn: is told of each that is not, on all ranks.
+
+        Raises:
+            InputError: there is none.
+        """
+        for step in reversed(self._everywhere()):
+            try:
+                return read(self.path(step), self.comm)
+            except InputError as error:
+                warn(f"{error}; the one before is tried")
+        raise InputError(f"checkpoint: {str(self.folder)!r} given, a folder with a whole checkpoint allowed")
+
+    def _everywhere(self) -> list[int]:
+        """The steps that there are, as rank 0 sees them, on all ranks; collective."""
+        found = ""
+        with together(self.comm):
+            if self.comm.rank == 0:
+                try:
+                    found = json.dumps(self._steps())
+                except OSError as error:
+                    raise InputError(
+                        f"checkpoint: {str(self.folder)!r} given ({folders.reason(error)}), "
+                        "a folder of checkpoints allowed"
+                    ) from error
+        steps: list[int] = json.loads(share(self.comm, found))
+        return steps
+
+    def _steps(self) -> list[int]:
+        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name is not None)
+
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"checkpoint: {str(self.folder)!r} cannot be changed ({folders.reason(error)})"
+            ) from error

@@ -1,0 +1,102 @@
+"""The newest whole checkpoint is found, old ones go, and nothing is lost on the way."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from checkpoints import on, sample
+
+from lpnet.checkpoint import file
+from lpnet.checkpoint.store import Checkpoints
+from lpnet.errors import InputError, OutputError
+from lpnet.slab import Comm
+
+
+def saved(folder: Path, steps: list[int], keep: int = 2, ranks: int = 1) -> list[str]:
+    """What is in the folder after these."""
+    on(ranks, lambda comm: [Checkpoints(comm, folder, keep).save(step, sample(comm, step)) for step in steps])
+    return sorted(os.listdir(folder))
+
+
+def newest(folder: Path, ranks: int = 1) -> tuple[int, list[str]]:
+    """The rows of the newest one, and what was said of others; the same on all ranks."""
+
+    def found(comm: Comm) -> tuple[int, list[str]]:
+        said: list[str] = []
+        return Checkpoints(comm, folder, 2).newest(said.append).shape("trunk/K")[0], said
+
+    first, *others = on(ranks, found)
+    assert all(other == first for other in others)
+    return first
+
+
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+each = pytest.mark.parametrize("ranks", [1, 3])
+
+
+@each
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(tmp_path: Path, keep: int, ranks: int) -> None:
+    found = saved(tmp_path / "new" / "folder", [1, 5, 20, 100], keep, ranks)
+    assert found == [f"step-{step:08d}.h5" for step in (1, 5, 20, 100)[-keep:]]
+    assert newest(tmp_path / "new" / "folder", ranks) == (100, [])
+
+
+@each
+def test_a_damaged_one_is_reported_and_the_one_before_is_taken(tmp_path: Path, ranks: int) -> None:
+    saved(tmp_path, [1, 5, 20], 3)
+    for step, (left, said) in ((20, (5, 1)), (5, (1, 2))):
+        damage(tmp_path / f"step-{step:08d}.h5")
+        found, lines = newest(tmp_path, ranks)
+        assert (found, len(lines)) == (left, said)
+        assert f"step-{step:08d}.h5" in lines[-1]
+        assert "the one before" in lines[-1]
+    (tmp_path / "step-00000001.h5").write_bytes(b"")
+    with pytest.raises(InputError, match="a folder with a whole checkpoint allowed"):
+        newest(tmp_path, ranks)
+
+
+def test_a_run_that_went_back_leaves_none_of_the_steps_behind(tmp_path: Path) -> None:
+    """Else a damaged file of a later step would stay the newest, and push out those that are whole."""
+    saved(tmp_path, [10, 20, 30], 3)
+    damage(tmp_path / "step-00000030.h5")
+    assert saved(tmp_path, [22], 2) == ["step-00000020.h5", "step-00000022.h5"]
+    assert newest(tmp_path) == (22, [])
+
+
+def test_what_a_killed_run_has_left_goes_and_foreign_files_stay(tmp_path: Path) -> None:
+    for name in ("step-00000003.h5.part", "step-3.h5", "notes"):
+        (tmp_path / name).touch()
+    assert saved(tmp_path, [4]) == ["notes", "step-00000004.h5", "step-3.h5"]
+    assert newest(tmp_path) == (4, [])
+
+
+@each
+def test_a_save_that_fails_loses_nothing(tmp_path: Path, ranks: int) -> None:
+    before = saved(tmp_path, [1, 2])
+    with mock.patch.object(file.Target, "close", side_effect=OSError(28, "No space left on device")):
+        for _ in range(2):
+            with pytest.raises(OutputError, match=r"step-00000003.h5' cannot be written \(No space"):
+                saved(tmp_path, [3], 1, ranks)
+            assert sorted(os.listdir(tmp_path)) == before
+    assert newest(tmp_path) == (2, [])
+
+
+@pytest.mark.parametrize("what", [lambda path: None, Path.touch, Path.mkdir])
+def test_folders_without_any(tmp_path: Path, what: Callable[[Path], None]) -> None:
+    what(tmp_path / "checkpoints")
+    with pytest.raises(InputError, match=r"^checkpoint: .* given.* allowed$"):
+        newest(tmp_path / "checkpoints", 2)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be changed \((File exists|Not a directory)"):
+        saved(tmp_path / "file", [1], 1, 2)
