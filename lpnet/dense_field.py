@@ -9,6 +9,8 @@ States are stored with examples in columns, (width, batch), so that no product n
 Which one depends on the shape alone, so that the same numbers result on any number of ranks.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ SMALL = 256
 """Entries of M up to which the weights are packed whatever the batch."""
 COLUMNS = 16
 """Examples per feature from which the weights are packed: these are 1/16 of the states then."""
+
+T = TypeVar("T")
 
 
 def is_packed(hidden: int, width: int, batch: int | None) -> bool:
@@ -80,14 +84,23 @@ class DenseField:
             self.A = self.packed.A
             self.M, self.Mt, self.b, self.held = self.packed.M, self.packed.Mt, self.packed.b, scale
         else:
-            self.M, self.Mt = weights.M.unbind(), weights.M.transpose(1, 2).unbind()
-            self.b, self.held = weights.b[:, :, None].unbind(), 1.0  # the scale that M and b have already
+            self.M, self.Mt = self._views("M", weights.M, lambda M: (M.unbind(), M.mT.unbind()))
+            self.b = self._views("b", weights.b, lambda b: b[:, :, None].unbind())
+            self.held = 1.0  # the scale that M and b have already
         self.wanted = scale / self.held
-        self.C = None if weights.C is None else weights.C.unbind()
+        self.C: tuple[Tensor, ...] | None = None
+        if weights.C is not None:
+            self.C, self.Ct = self._views("C", weights.C, lambda C: (C.unbind(), C.mT.unbind()))
         self._made: list[Tensor] = []  # gradients of M, b and C
-        self._each: list[tuple[Tensor, ...]] = []  # the same layer by layer
+        self._each: list[Sequence[Tensor]] = []  # the same layer by layer
+        self._biases: Stacked | None = None  # memory for those of b
         self._touched = [0] * n  # 1 where the gradient of a layer has begun
-        self._scratch: tuple[Tensor, Tensor] | None = None
+        self._pair: tuple[Tensor, Tensor] = (weights.M.new_empty(0),) * 2
+        self._shape = self._pair[0].shape  # of scratch, which is compared for every layer
+
+    def _views(self, name: str, stack: Tensor, make: Callable[[Tensor], T]) -> T:
+        """Of the weights of the layers; those of parameters are there already."""
+        return self.pool.lasting((name, stack.shape, stack.stride()), stack, make)
 
     # ---- layout --------------------------------------------------------------------------------------------------
 
@@ -122,21 +135,20 @@ class DenseField:
             return make()
         return self.pool.take(("tape", n, self.hidden, state.shape[-1], state.dtype, state.device), make, holder)
 
-    def _pair(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _scratch(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Two scratch tensors like this one."""
-        if self._scratch is None or self._scratch[0].shape != kept.shape:
-            self._scratch = (torch.empty_like(kept), torch.empty_like(kept))
-        return self._scratch
+        if kept.shape != self._shape:
+            self._pair, self._shape = (torch.empty_like(kept), torch.empty_like(kept)), kept.shape
+        return self._pair
 
     # ---- one layer -----------------------------------------------------------------------------------------------
 
-    def _into(self, u: Tensor, j: int, y: Tensor) -> Tensor:
-        """σ(M y + b); u is overwritten by the tape."""
-        torch.addmm(self.b[j], self.M[j], y, beta=self.wanted, alpha=self.wanted, out=u)
-        return self._apply(u, u)
+    # What is done for every layer is written out: each call of a function more is felt beside small products.
 
     def plus(self, y: Tensor, begin: Tensor, out: Tensor, w: float, tape: list[Tensor], j: int, at: int) -> None:
-        a = self._into(tape[at], j, y)
+        u = tape[at]
+        torch.addmm(self.b[j], self.M[j], y, beta=self.wanted, alpha=self.wanted, out=u)
+        a = self._apply(u, u)
         if self.C is None:
             torch.add(begin, a, alpha=self.sign * w, out=out)
         else:
@@ -145,11 +157,12 @@ class DenseField:
     plus_linear = plus
 
     def add(self, source: Slot, target: Slot, w: float, tape: list[Tensor], j: int, at: int) -> None:
+        u = tape[at]
         if self.A is None:
-            a = self._into(tape[at], j, source.view)
+            torch.addmm(self.b[j], self.M[j], source.view, beta=self.wanted, alpha=self.wanted, out=u)
         else:
-            u = torch.mm(self.A[j], source.full, out=tape[at])
-            a = self._apply(u, u)
+            torch.mm(self.A[j], source.full, out=u)
+        a = self._apply(u, u)
         if self.C is None:
             target.view.add_(a, alpha=self.sign * w)
         else:
@@ -162,27 +175,25 @@ class DenseField:
         else:
             target.view.addmm_(self.C[j], a, alpha=-self.sign * w)
 
-    def _cotangent(self, j: int, bar: Tensor, kept: Tensor) -> Tensor:
-        """Of the argument u: σ'(u) Cᵀ bar, in scratch memory."""
-        d, e = self._pair(kept)
-        if self.C is not None:
-            bar = torch.mm(self.C[j].t(), bar, out=e)
-        return self._slope(bar, kept, d)
-
     def pull(
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
     ) -> None:
-        d = self._cotangent(j, target_bar, tape[at])
-        source_bar.addmm_(self.Mt[j], d, alpha=self.sign * w / self.held)
+        kept, bar = tape[at], target_bar
+        d, e = self._pair if kept.shape == self._shape else self._scratch(kept)
+        if self.C is not None:
+            bar = torch.mm(self.Ct[j], bar, out=e)
+        source_bar.addmm_(self.Mt[j], self._slope(bar, kept, d), alpha=self.sign * w / self.held)
 
     def pull_grad(
         self, source: Slot, target_bar: Tensor, source_bar: Tensor, w: float, tape: list[Tensor], j: int, at: int
     ) -> None:
-        kept, keep, w = tape[at], self._touched[j], self.sign * w
+        kept, bar, keep, w = tape[at], target_bar, self._touched[j], self.sign * w
+        d, e = self._pair if kept.shape == self._shape else self._scratch(kept)
         self._touched[j] = 1
         if self.C is not None:
-            self._each[-1][j].addmm_(target_bar, self._value(kept).t(), beta=keep, alpha=w)
-        d = self._cotangent(j, target_bar, kept)
+            self._each[-1][j].addmm_(bar, self._value(kept).t(), beta=keep, alpha=w)
+            bar = torch.mm(self.Ct[j], bar, out=e)
+        self._slope(bar, kept, d)
         if self.packed is not None:
             self.packed.G[j].addmm_(d, source.turned, beta=keep, alpha=w)
         else:
@@ -200,7 +211,7 @@ class DenseField:
         j: int,
         delta: DenseWeights | None,
     ) -> None:
-        w, (a_dot, u_dot) = self.sign * w, self._pair(kept)
+        w, (a_dot, u_dot) = self.sign * w, self._scratch(kept)
         torch.addmm(u_dot, self.Mt[j].t(), dot, beta=0, alpha=1 / self.held, out=u_dot)
         if delta is not None:
             u_dot.addmm_(delta.M[j], source.view).add_(delta.b[j][:, None])
@@ -219,21 +230,29 @@ class DenseField:
         if self._made and not any(self._touched):
             return
         self._made, self._each = [], []  # first, so that their memory is free again
-        for k, like in enumerate(self.weights.tensors):
-            if k < 2 and self.packed is not None:  # which has memory for these
-                self._made.append(like)
-                self._each.append(())
-            else:
-                self._made.append(self.pool.empty(like.shape, like))
-                self._each.append(self._made[-1].unbind())
+        for k in range(len(self.weights.tensors)):
+            made, each = self._memory(k)
+            self._made.append(made)
+            self._each.append(each)
         self._touched = [0] * len(self.M)
+
+    def _memory(self, k: int) -> tuple[Tensor, Sequence[Tensor]]:
+        """For the gradients of M, b or C (k = 0, 1 or 2), whole and layer by layer where that is used."""
+        like = self.weights.tensors[k]
+        if self.packed is not None and k < 2:
+            return (self.packed.grads[:, :, :-1], self.packed.grads[:, :, -1])[k], ()
+        if k != 1:
+            return self.pool.stacked(like.shape, like)
+        if self._biases is None:
+            key = ("bias gradients", *like.shape, like.dtype, like.device)
+            self._biases = self.pool.take(key, lambda: Stacked(like.new_empty(like.shape)), self)
+        return self._biases.whole, self._biases
 
     def grads(self) -> list[Tensor]:
         """Gradients of (M, b, C) or (M, b), stacked, once after each `reset_grads`; nobody else holds them."""
         found, self._made, self._each = self._made, [], []
-        if self.packed is not None:
-            for k, part in enumerate((self.packed.grads[:, :, :-1], self.packed.grads[:, :, -1])):
-                found[k] = self.pool.empty(part.shape, part).copy_(part)
+        for k in (0, 1) if self.packed is not None else (1,):  # in memory that is lent to this field
+            found[k] = self.pool.empty(found[k].shape, found[k]).copy_(found[k])
         if not all(self._touched):
             for grad in found:
                 grad[[not touched for touched in self._touched]] = 0.0
@@ -252,12 +271,9 @@ class DenseField:
 
     def collect(self, at: Blocks, found: list[Tensor]) -> None:
         """Add the gradients of M, b and C of blocks, (length, number, ...) each."""
-        stacks = list(self._made)
-        if self.packed is not None:
-            stacks[:2] = self.packed.grads[:, :, :-1], self.packed.grads[:, :, -1]
         rows = at.rows()
         known = any(self._touched[j] for j in rows)
-        for stack, grad in zip(stacks, found, strict=True):
+        for stack, grad in zip(self._made, found, strict=True):
             if known:
                 stack[[j for j in rows if not self._touched[j]]] = 0.0
                 at.together(stack).add_(grad)

@@ -134,6 +134,7 @@ class LayerParallel(nn.Module):
         self._tag()
 
     def _tag(self) -> None:
+        self._stack.pool.forget()  # of parameters that may be others now
         for parameter in self.theta.values():
             parameter.lpnet_slab = self.grid.slab  # type: ignore[attr-defined]
             parameter.lpnet_comm = self.comm  # type: ignore[attr-defined]

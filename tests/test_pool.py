@@ -56,6 +56,73 @@ def test_what_nobody_asks_for_any_more_is_given_up() -> None:
     assert sum(len(free) for free in pool._free.values()) == 1
 
 
+def test_entries_are_made_once_and_leave_the_loan_alone() -> None:
+    pool, shape, like = Pool(), (2, LARGE // 4), torch.empty(0)
+    made, entries = pool.stacked(shape, like)
+    for entry, value in zip(entries, (1.0, 2.0), strict=True):
+        entry.fill_(value)
+    assert made.mean(1).tolist() == [1.0, 2.0]
+    place = made.data_ptr()
+    del made  # its entries are still there
+    again, same = pool.stacked(shape, like)
+    assert (again.data_ptr(), same) == (place, entries)
+    assert pool.stacked(shape, like)[0].data_ptr() != place
+
+
+def kept(pool: Pool, stack: Tensor) -> tuple[Tensor, ...]:
+    return pool.lasting("views", stack, lambda t: t.unbind())
+
+
+def test_views_last_as_long_as_the_memory_is_the_same() -> None:
+    pool, stack = Pool(), normal(3, 2)
+    kept(pool, stack)
+    views = kept(pool, stack)
+    assert kept(pool, stack.detach()) is views
+    stack.add_(1.0)
+    assert torch.equal(torch.stack(kept(pool, stack)), stack)
+    others = (stack.clone(), stack.view(torch.int64), stack.t(), stack[1:])
+    for other in others:
+        kept(pool, stack)
+        kept(pool, stack)
+        assert all(map(torch.equal, kept(pool, other), other.unbind()))
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["new storage", "resized storage"])
+def test_views_of_memory_that_is_gone_are_not_used(moved: bool) -> None:
+    pool, p = Pool(), torch.nn.Parameter(normal(3, 2))
+    for _ in range(2):
+        kept(pool, p)
+    value = normal(3, 2, seed=1)
+    if moved:
+        p.untyped_storage().resize_(0)
+        p.untyped_storage().resize_(value.nbytes)
+        p.data.copy_(value)
+    else:
+        p.data = value.clone()
+    assert torch.equal(torch.stack(kept(pool, p)), value)
+
+
+def test_memory_that_is_met_once_is_not_held() -> None:
+    pool = Pool()
+    for seed in range(3):
+        copy = normal(3, 2, seed=seed)
+        storage = weakref.ref(copy.untyped_storage())
+        kept(pool, copy)
+        del copy
+        assert storage() is None
+
+
+def test_views_that_nobody_asks_for_any_more_are_given_up() -> None:
+    pool, p = Pool(), normal(3, 2)
+    storage = weakref.ref(p.untyped_storage())
+    for _ in range(2):
+        kept(pool, p)
+    del p
+    for _ in range(2 * WHILE):
+        pool.take("kind", list, Holder())
+    assert storage() is None
+
+
 def trunk(
     width: int, batch: int, solver: SolverOptions, store: Store = "all", layers: int = 16
 ) -> tuple[lpnet.LayerParallel, Tensor]:

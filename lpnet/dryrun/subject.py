@@ -180,7 +180,7 @@ def _terms(trunk: LayerParallel, batch: int, features: int) -> list[tuple[str, T
     for name, weights in module.dense(theta).items():
         _, hidden, width = weights.M.shape
         beside = sum(t.numel() for t in weights.tensors if _is_new(t, own))
-        packed = 2 * hidden * (width + 1) if is_packed(hidden, width, batch) else hidden * (width + 1)
+        packed = 2 * hidden * (width + 1) if is_packed(hidden, width, batch) else hidden * (width + 2)
         C = 0 if weights.C is None else weights.C.numel()
         size = sum(t.numel() for t in weights.tensors)
         found.append((name, Term(size, hidden, beside + packed + C, True)))
