@@ -9,6 +9,7 @@
 | `OutputError` | 4 | rank 0, one line |
 | stalled (see `lpnet.watchdog`) | 5 | rank 0: where each rank is |
 | `Stopped`: a signal came, a checkpoint was written | 75 | rank 0, one line |
+| stalled (see `lpnet.watchdog`) | 5 | rank 0: where each rank is |
 | interrupted | 130 | rank 0, one line |
 | any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
 

@@ -14,6 +14,9 @@ from lpnet import slab
 EVERY = 0.5
 """Seconds between two looks."""
 
+THREADS = "lpnet-guard"
+"""How the names of threads begin that watch over the others."""
+
 _watching = False
 
 
@@ -28,7 +31,8 @@ def guard(name: str, code: int) -> None:
     if _watching or slab.launcher() is None:
         return
     _watching = True
-    threading.Thread(target=_watch, args=(os.getppid(), name, code), daemon=True).start()
+    arguments = (os.getppid(), name, code)
+    threading.Thread(target=_watch, args=arguments, name=f"{THREADS}-launcher", daemon=True).start()
 
 
 def _watch(parent: int, name: str, code: int) -> None:

@@ -1,6 +1,6 @@
 """What a rank is doing, for whoever observes it: phases of solves and steps, messages, residuals.
 
-Algorithms say where a phase begins and ends, and nothing else; an observer hangs on the communicator of a rank, which
+Algorithms say where a phase begins and ends, and nothing else; observers hang on the communicator of a rank, which
 all that this rank works with has at hand. Without one a phase costs one look at an attribute.
 """
 
@@ -14,7 +14,13 @@ R = TypeVar("R")
 
 
 class Observer(Protocol):
-    """Who is told what one rank does."""
+    """Who is told what one rank does.
+
+    Attributes:
+        wants_numbers: whether it wants numbers; what they cost is spent only then.
+    """
+
+    wants_numbers: bool
 
     def phase(self, name: str, level: int | None = None) -> AbstractContextManager[None]:
         """Lasts as long as the phase; phases are nested."""
@@ -27,6 +33,66 @@ class Observer(Protocol):
 
     def counted(self, name: str, value: float) -> None:
         """A number that changes with time."""
+
+
+class Observers:
+    """Several that observe the same rank."""
+
+    def __init__(self, *members: Observer) -> None:
+        self.members = members
+        self.wants_numbers = any(member.wants_numbers for member in members)
+
+    def phase(self, name: str, level: int | None = None) -> AbstractContextManager[None]:
+        return _Each([member.phase(name, level) for member in self.members])
+
+    def sent(self, to: int, size: int) -> None:
+        for member in self.members:
+            member.sent(to, size)
+
+    def received(self, source: int) -> None:
+        for member in self.members:
+            member.received(source)
+
+    def counted(self, name: str, value: float) -> None:
+        for member in self.members:
+            member.counted(name, value)
+
+
+class _Each:
+    """A phase of each of some observers."""
+
+    def __init__(self, parts: list[AbstractContextManager[None]]) -> None:
+        self.parts = parts
+
+    def __enter__(self) -> None:
+        for part in self.parts:
+            part.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for part in reversed(self.parts):
+            part.__exit__(*error)
+
+
+def observers(comm: Any) -> tuple[Observer, ...]:
+    """Those of the rank that this communicator belongs to."""
+    observer: Observer | None = getattr(comm, "observer", None)
+    if observer is None:
+        return ()
+    return observer.members if isinstance(observer, Observers) else (observer,)
+
+
+def observe(comm: Any, observer: Observer) -> None:
+    """One more observer."""
+    _set(comm, (*observers(comm), observer))
+
+
+def leave(comm: Any, observer: Observer | None) -> None:
+    """One observer less, if it is there."""
+    _set(comm, tuple(one for one in observers(comm) if one is not observer))
+
+
+def _set(comm: Any, members: tuple[Observer, ...]) -> None:
+    comm.observer = Observers(*members) if len(members) > 1 else next(iter(members), None)
 
 
 class _Unobserved:
@@ -47,10 +113,17 @@ def phase(comm: Any, name: str | None, level: int | None = None) -> AbstractCont
 
 
 def tell(comm: Any, name: str, value: Callable[[], float]) -> None:
-    """A number that changes with time, and is asked for if there is an observer."""
+    """A number that changes with time, and is asked for if there is an observer that wants numbers."""
+    observer: Observer | None = getattr(comm, "observer", None)
+    if observer is not None and observer.wants_numbers:
+        observer.counted(name, value())
+
+
+def note(comm: Any, name: str, value: float) -> None:
+    """A number that changes with time, and costs nothing: all observers are told."""
     observer: Observer | None = getattr(comm, "observer", None)
     if observer is not None:
-        observer.counted(name, value())
+        observer.counted(name, float(value))
 
 
 def phased(

@@ -146,6 +146,8 @@ class Run:
         progress: show a progress bar; null: if standard error is a terminal.
         profile: write a trace of some steps, with a row for each rank, to trace.json in the folder (see `lpnet.trace`).
         profile_steps: how many steps of the run that trace shows, after two more to warm up.
+        stall: seconds without progress on any rank after which the run says where each rank is, and ends; at least 1;
+            null: never.
     """
 
     dir: str | None = None
@@ -157,6 +159,7 @@ class Run:
     progress: bool | None = None
     profile: bool = False
     profile_steps: int = 5
+    stall: float | None = 300.0
 
     def __post_init__(self) -> None:
         require(self.dir is None or bool(self.dir.strip()), "run.dir", self.dir, "the name of a folder")
@@ -169,4 +172,6 @@ class Run:
         require(ok, "run.threads", self.threads, f"at most the {most} cores of this machine")
         require(self.profile_steps is not None, "run.profile_steps", None, "a whole number of at least 1")
         whole("run.profile_steps", self.profile_steps, 1)
+        positive("run.stall", self.stall)
+        require(self.stall is None or self.stall >= 1, "run.stall", self.stall, "at least 1 second")
         one_of("run.device", self.device, devices.names(), " on this machine")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lpnet import data, devices, launch, modelfile, sameness
+from lpnet import data, devices, launch, modelfile, sameness, watchdog
 from lpnet.choices import Solver, Solvers, one_of, require
 from lpnet.commandline import Trial, leaves, parse_run
 from lpnet.config import Config
@@ -41,11 +41,13 @@ from lpnet.training.levels import Training, described
 from lpnet.training.records import Record
 from lpnet.version import __version__
 
+NAME = "lpnet.train"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the arguments say (those of the process, if None); the exit code. Collective."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return launch.run("lpnet.train", lambda comm: job(comm, given))
+    return launch.run(NAME, lambda comm: job(comm, given))
 
 
 def job(comm: Comm, arguments: Sequence[str]) -> None:
@@ -60,6 +62,12 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
         config = fitted(config, dataset)
     if trial is not None:
         raise Answer("\n".join(outlook(config, dataset, comm, trial)))
+    with watchdog.watching(comm, NAME, config.run.stall):
+        train(comm, config, dataset, start)
+
+
+def train(comm: Comm, config: Config, dataset: DataSet, start: float) -> None:
+    """The run of a configuration, which began at this time of `time.perf_counter`; collective."""
     device = set_up(config, comm)
     if config.run.device == "auto":
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device.type))

@@ -72,6 +72,20 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path, late: bool) -> None:
     assert code != 0
 
 
+def test_a_stalled_job_says_where_it_is_and_ends(tmp_path: Path) -> None:
+    """One rank is held up, and the others wait for it inside of MPI."""
+    code = "import sys, torch._dynamo; from lpnet import train; sys.exit(train.main(sys.argv[1:]))"  # imports take time
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with started(3, "-c", code, *ENDLESS[2:], "--run.stall=3", "--run.dir", str(tmp_path / "run")) as job:
+        ranks = job.pids()
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        os.kill(ranks[-1], signal.SIGSTOP)
+        found, said = job.end(30)
+    assert found == launch.STALLED
+    assert said.count("no rank has made progress for 3 s") == said.count("] no answer for ") == 1
+    assert said.count("in _wait") >= 1
+
+
 def test_a_lost_launcher_ends_the_ranks(tmp_path: Path) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     with started(2, *ENDLESS, "--run.dir", str(tmp_path / "run")) as job:

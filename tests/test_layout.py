@@ -22,7 +22,7 @@ TIERS = (
     ("dense_field",),
     ("coarsen", "controls", "dynamics", "launch", "module_field", "plain", "propagator"),
     ("coarse_steps", "together"),
-    ("parted", "sameness", "stability", "tangent"),
+    ("parted", "sameness", "stability", "tangent", "watchdog"),
     ("direction", "mgrit", "recall", "stack"),
     ("chain", "fine"),
     ("engine",),

@@ -13,6 +13,7 @@ import torch
 
 from lpnet.errors import InputError
 from lpnet.launch import together
+from lpnet.phases import leave, observe, observers
 from lpnet.slab import Comm, world
 from lpnet.trace.alignment import Alignment, aligned
 from lpnet.trace.recorder import Event, Recorder, names
@@ -37,10 +38,10 @@ class Recording:
         """From now on; collective.
 
         Raises:
-            InputError: the file cannot be written, or something observes these ranks already.
+            InputError: the file cannot be written, or these ranks are being recorded already.
         """
         with together(self.comm):
-            if self.comm.observer is not None:
+            if any(isinstance(one, Recorder) for one in observers(self.comm)):
                 raise InputError("comm: one that is being recorded given, one recording at a time allowed")
             if self.comm.rank == 0:
                 check_path(self.path)
@@ -51,11 +52,13 @@ class Recording:
             self._alignment = Alignment(self.comm.latest(), 0.0)
         else:
             self._alignment = aligned(self.comm, clock)
-        self.comm.observer = self._recorder = Recorder(self.comm.rank, clock)
+        self._recorder = Recorder(self.comm.rank, clock)
+        observe(self.comm, self._recorder)
 
     def drop(self) -> None:
         """No more of it."""
-        self.comm.observer = self._recorder = None
+        leave(self.comm, self._recorder)
+        self._recorder = None
 
     def end(self) -> None:
         """Write the file; collective."""

@@ -23,6 +23,8 @@ class Recorder:
         clock: seconds.
     """
 
+    wants_numbers = True
+
     def __init__(self, rank: int, clock: Callable[[], float]) -> None:
         self.rank, self.clock = rank, clock
         self.spans: list[tuple[str, int | None, float, float]] = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lpnet.errors import NonFiniteError
 from lpnet.network import Network
-from lpnet.phases import phase
+from lpnet.phases import note, phase
 from lpnet.sharded import clip_grad_norm_, grad_norm, synchronize
 from lpnet.training.course import Course
 from lpnet.training.evaluation import evaluate
@@ -46,10 +46,10 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
     course = Course.of(net, data) if course is None else course
     objective = Objective(net, course.optimizer)
     descent = descent_of(net, course.optimizer, objective, len(data.train_y))
-    record: Record = {}
-    good = _copies(net)
+    record, good = Record(), _copies(net)
     for step in range(course.done + 1, course.until + 1):
         start = time.perf_counter()
+        note(net.trunk.comm, "step", step)
         epoch, index = next(course.drawn)
         lr = course.optimizer.param_groups[0]["lr"]
         with phase(net.trunk.comm, "loss and gradient"):
