@@ -6,14 +6,15 @@
     python scripts/bench.py engine [--layers 512 --json FILE]
     mpirun -n P python scripts/bench.py memory [--layers 1024 --width 32 --batch 512 --coarsening 32 --cycles 1]
     python scripts/bench.py gpu [--layers 1024 --width 64 --batch 256 --json FILE] [--count]
+    mpirun -n P python scripts/bench.py checkpoint [--layers 1365 --width 256 --rounds 5 --folder runs --json FILE]
     python scripts/bench.py peers [--quick --widths 2 8 --batches 32 256 --depths 64 512 --docs docs]
 
 `gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
 one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
 optimizers.png in runs/bench-optimizers (--docs: another folder). `engine` is the exact engine on one core, `memory` the
-peak memory of a rank, `gpu` one gradient on a GPU (see `engine.py`, `footprint.py`, `gpu.py`). `peers` (see `peers.py`)
-starts its ranks itself and writes results/peers.json and peers.png in runs/bench-peers. Exit code 2: something given is
-not allowed.
+peak memory of a rank, `gpu` one gradient on a GPU, `checkpoint` the speed of checkpoints against plain writes (see
+`engine.py`, `footprint.py`, `gpu.py`, `storage.py`). `peers` (see `peers.py`) starts its ranks itself and writes
+results/peers.json and peers.png in runs/bench-peers. Exit code 2: something given is not allowed.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import engine
 import footprint
 import gpu
 import peers
+import storage
 import torch
 from contest import Contestant, exact_gradient, gathered, stacked, timed
 from optimizers import PROBLEMS, optimizers
@@ -169,7 +171,7 @@ def number(least: float, kind: type = int) -> Callable[[str], float]:
 def main() -> None:
     """Parse and run."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers|engine|memory|gpu|peers")
+    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers|engine|memory|gpu|peers|checkpoint")
     one = commands.add_parser("gradient", help="one full gradient against autograd", allow_abbrev=False)
     one.set_defaults(run=gradient)
     for key, value in {"layers": 256, "width": 32, "batch": 256, "coarsening": 16, "seed": 0}.items():
@@ -194,7 +196,7 @@ def main() -> None:
         "--docs", type=Path, default=Path("runs/bench-optimizers"),
         help="folder for optimizers.png and results/optimizers.json, which are overwritten (runs/bench-optimizers)",
     )  # fmt: skip
-    for module in (engine, footprint, gpu, peers):
+    for module in (engine, footprint, gpu, peers, storage):
         module.add(commands, number, versions)
     args = parser.parse_args()
     torch.set_num_threads(1)

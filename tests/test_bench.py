@@ -84,3 +84,13 @@ def test_peak_memory_is_near_what_is_needed(tmp_path):
     # 1.14 in the default case of the command, 1024 layers. Smaller cases are above: what the process needs
     # beside does not shrink with the states.
     assert 0.9 < found["ratio"] < 1.3
+
+
+def test_checkpoints_against_plain_writes(tmp_path):
+    out = tmp_path / "found.json"
+    size = ["--layers", "20", "--width", "8", "--rounds", "2", "--folder", str(tmp_path / "disk"), "--json", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), "checkpoint", *size], check=True, capture_output=True, timeout=100)
+    found = json.loads(out.read_text())
+    assert found["bytes"] == 3 * 4 * 20 * (8 * 8 + 8) + 2 * 4  # of Adam two more, and two numbers of steps
+    assert {len(values) for values in found["seconds"].values()} == {2}
+    assert not list((tmp_path / "disk").iterdir())

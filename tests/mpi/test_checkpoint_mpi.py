@@ -64,7 +64,8 @@ def test_a_full_disk_is_an_error_on_all_ranks(comm: Comm, folder: Path, most: in
     """At once, after some blocks of any rank, or nearly at the end; and there is what there was before."""
     store = Checkpoints(comm, folder, 2)
     store.save(1, sample(comm))
-    with limited(comm, most), pytest.raises(OutputError, match=r"step-00000002.h5' cannot be written \(File too large\)"):
+    words = r"step-00000002.h5' cannot be written \(File too large\)"
+    with limited(comm, most), pytest.raises(OutputError, match=words):
         store.save(2, big(comm))
     comm.barrier()
     assert os.listdir(folder) == ["step-00000001.h5"]
