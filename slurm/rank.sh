@@ -1,0 +1,23 @@
+#!/bin/bash
+# One rank under srun: a command that takes all ranks of its step along where it is lost or fails by itself.
+#
+# srun --kill-on-bad-exit sends SIGTERM, which a rank takes for the wish that it stop in good order: it would wait for
+# the lost one until SIGKILL comes, 30 s later. And where all ranks end with a code, it would send SIGTERM to the slower
+# ones, and report that instead.
+
+trap : TERM USR1 # SLURM signals all processes of a task, so the command has it too
+"$@" &
+rank=$!
+while :; do
+    code=0
+    wait "$rank" || code=$?
+    kill -0 "$rank" 2>/dev/null || break
+done
+case $code in
+    0 | 2 | 3 | 4 | 75) ;; # the codes with which all ranks end together: see lpnet.launch
+    *)
+        echo "rank ${SLURM_PROCID:-?} ended with code $code: ending all ranks" >&2
+        scancel --signal=KILL "$SLURM_JOB_ID.$SLURM_STEP_ID"
+        ;;
+esac
+exit "$code"
