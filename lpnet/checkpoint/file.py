@@ -32,6 +32,7 @@ from lpnet.checkpoint.stream import gathered
 from lpnet.checkpoint.target import Target
 from lpnet.errors import InputError, OutputError
 from lpnet.launch import share, together
+from lpnet.phases import phase
 from lpnet.slab import Comm
 
 __all__ = ["PART", "Stored", "Written", "read", "write"]
@@ -161,7 +162,8 @@ def _put(comm: Comm, layout: Layout, target: Target | None, own: _Own, parallel:
     with closing(mine if parallel else gathered(comm, layout.pieces, own)) as coming:
         for piece, data in coming:
             if target is not None:
-                target.put(piece, data)
+                with phase(comm, "write"):
+                    target.put(piece, data)
 
 
 def _table(comm: Comm, layout: Layout, own: _Own, meta: str) -> str:
