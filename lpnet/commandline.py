@@ -15,12 +15,13 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from lpnet import dynamics, steppers
+from lpnet.asked import Resume, Trial, resume_of, trial_of
 from lpnet.choices import SCHEDULES, SOLVERS, solver_options
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
 from lpnet.errors import InputError
@@ -34,13 +35,7 @@ Flat = dict[str, Any]  # "trunk.layers" -> value
 Parsed = TypeVar("Parsed")
 
 DEFAULT_PRESET = "peaks"
-
-
-class Trial(NamedTuple):
-    """A dry run: on how many ranks, and over which interconnect; None: as many as there are."""
-
-    ranks: int | None
-    fabric: str
+_ANSWERS = ("help", "version", "print_config")
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -55,9 +50,10 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def parse_run(arguments: Sequence[str]) -> tuple[Config, Trial | None]:
     """The same, and the dry run that they ask for instead of training; None: they ask for none."""
-    given = _flat(one_line(lambda: _parser().parse_args(list(arguments), defaults=False)))
-    wants = [key for key in ("help", "version", "print_config") if given.pop(key, False)]
-    trial = _trial(given)
+    given = _given(arguments)
+    wants = [key for key in _ANSWERS if given.pop(key, False)]
+    given.pop("resume", None)  # of no interest to an answer
+    trial = trial_of(given)
     layers = [_file(path) for path in given.pop("config", None) or []] + [_checked(given)]
     preset = DEFAULT_PRESET
     for layer in layers:
@@ -76,15 +72,20 @@ def parse_run(arguments: Sequence[str]) -> tuple[Config, Trial | None]:
     return config, trial
 
 
-def _trial(given: Flat) -> Trial | None:
-    dry = given.pop("dry_run", False)
-    ranks, fabric = given.pop("ranks", None), given.pop("fabric", None)
-    for key, value in (("ranks", ranks), ("fabric", fabric)):
-        if value is not None and not dry:
-            raise InputError(f"--{key}: {value!r} given without --dry-run, only with it allowed")
-    if ranks is not None and not re.fullmatch(r"\d{1,9}", ranks):
-        raise InputError(f"--ranks: {ranks!r} given, a whole number allowed")
-    return Trial(None if ranks is None else int(ranks), fabric or "default") if dry else None
+def parse_resume(arguments: Sequence[str]) -> Resume | None:
+    """The run that the arguments ask to go on with; None: they ask for something else.
+
+    Raises:
+        InputError: an argument that cannot be used.
+    """
+    if not any(argument.partition("=")[0] == "--resume" for argument in arguments):
+        return None
+    given = _given(arguments)
+    return None if any(given.get(key) for key in _ANSWERS) else resume_of(given)
+
+
+def _given(arguments: Sequence[str]) -> Flat:
+    return _flat(one_line(lambda: _parser().parse_args(list(arguments), defaults=False)))
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -181,6 +182,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="train nothing: print what the run would take")
     parser.add_argument("--ranks", type=str, help="of a dry run: number of ranks (those there are)")
     parser.add_argument("--fabric", type=str, help=f"of a dry run: interconnect, {', '.join(FABRICS)} (default)")
+    parser.add_argument("--resume", type=str, help="go on with the run of this folder, on any number of ranks")
     for section in dataclasses.fields(Config):
         if section.name != "preset":
             parser.add_argument(f"--{section.name}", type=section.type, default=getattr(Config(), section.name))

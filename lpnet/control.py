@@ -16,8 +16,9 @@ Nothing here depends on the number of ranks or on timings.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lpnet import cost
 from lpnet.errors import InputError
@@ -106,6 +107,9 @@ class Signals:
         return self.z * (self.forward + self.adjoint) / self.g
 
 
+_LEARNT = ("_offset", "_steps", "_next_check", "_left", "_stay", "_scale", "_seen", "_failed")
+
+
 class Controller:
     """Decides for one trunk, step after step.
 
@@ -129,6 +133,16 @@ class Controller:
         self._scale: float | None = None
         self._seen = (0.0, 0.0)  # residuals at the last check
         self._failed = 0
+
+    def state(self) -> dict[str, Any]:
+        """What it has learnt, as values of JSON (and numbers that are not finite)."""
+        return {key.lstrip("_"): getattr(self, key) for key in _LEARNT} | {"seen": list(self._seen)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what one with the same options has learnt."""
+        for key in _LEARNT:
+            setattr(self, key, state[key.lstrip("_")])
+        self._seen = (state["seen"][0], state["seen"][1])
 
     def next_of_check(self, more: int, spent: float) -> tuple[Schedule, float]:
         """What a check solves by next, with so many cycles more, and what it has then spent of what it may.

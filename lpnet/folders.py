@@ -46,6 +46,17 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    settle(part, path)
+
+
 def reason(error: OSError) -> str:
     """Why the system refused, in a few words."""
     return error.strerror or " ".join(str(error).split())

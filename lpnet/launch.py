@@ -25,11 +25,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from lpnet import orphan, signals, slab, uncaught
+from lpnet import folders, orphan, signals, slab, uncaught
 from lpnet.errors import InputError, NonFiniteError, OutputError, Stopped
 from lpnet.slab import Comm
 
@@ -59,6 +60,16 @@ def together(comm: Comm) -> Iterator[None]:
     if teller < comm.size:
         unwritable = comm.agree(int(comm.rank == teller and isinstance(found, OutputError)))
         raise (OutputError if unwritable else _Agreed)(share(comm, str(found), teller)) from found
+
+
+@contextmanager
+def written(comm: Comm, path: Path) -> Iterator[None]:
+    """Work in which any rank may write: what the system refuses is an `OutputError` on all ranks, as in `together`."""
+    with together(comm):
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{str(path)!r} cannot be written ({folders.reason(error)})") from error
 
 
 def share(comm: Comm, text: str, root: int = 0) -> str:

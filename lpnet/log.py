@@ -7,79 +7,30 @@ model.h5        weights and configuration (see `lpnet.modelfile`)
 history.png     loss and accuracies over the steps
 regions.png     for data in the plane: the class of each point
 trace.json      with run.profile: what each rank did when (see `lpnet.trace`)
+checkpoints/    from which a run can go on (see `lpnet.resume`)
 """
 
 import json
 import math
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from lpnet import folders
 from lpnet.commandline import dump
 from lpnet.config import Config
 from lpnet.data import DataSet
-from lpnet.errors import InputError
-from lpnet.launch import share, together
+from lpnet.errors import OutputError
+from lpnet.history import History, records, unpacked
+from lpnet.launch import written
+from lpnet.rundir import CONFIG, METRICS, SUMMARY, TRACE
 from lpnet.slab import Comm
 from lpnet.trace.profile import Profile, first_of
-
-METRICS, SUMMARY, CONFIG, MODEL = "metrics.jsonl", "summary.json", "config.yaml", "model.h5"
-TRACE = "trace.json"
-
-
-def new_folder(comm: Comm, config: Config) -> Path:
-    """Make the run folder on rank 0; its name on all ranks. Collective.
-
-    Raises:
-        InputError: the folder cannot be made or written to, or is not empty.
-    """
-    made = ""
-    with together(comm):
-        if comm.rank == 0:
-            made = str(_given(config.run.dir) if config.run.dir is not None else _fresh(config.preset))
-    return Path(share(comm, made))
-
-
-def _given(name: str) -> Path:
-    folder = Path(name).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        filled = any(folder.iterdir())
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unwritable(name, getattr(error, "strerror", None) or str(error)) from None
-    if filled:
-        raise InputError(f"run.dir: {name!r} given, which is not empty; a new or an empty folder allowed")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _unwritable(name, "not writable")
-    return folder
-
-
-def _unwritable(name: str, why: str) -> InputError:
-    return InputError(f"run.dir: {name!r} given ({why}), a folder that can be written to allowed")
-
-
-def _fresh(preset: str) -> Path:
-    """runs/PRESET-TIME, with a number behind it if another run began in the same second."""
-    name = f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in range(1, 1000):
-        folder = Path(name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(
-                f"run.dir: nothing given, and {str(folder)!r} cannot be made ({error.strerror}); give a folder"
-            ) from None
-        return folder
-    raise InputError(f"run.dir: nothing given, and {name} to {name}-999 exist; give a folder")
 
 
 class RunLog:
@@ -87,36 +38,66 @@ class RunLog:
 
     Args:
         comm: the ranks.
-        folder: of the run, from `new_folder`.
+        folder: of the run.
         config: of the run.
         steps: how many there will be.
+        done: how many there are already,
+        history: and what `packed` said of them.
+
+    Attributes:
+        failure: why the record of a step could not be written; empty: all could.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+        InputError: the history is none of so many steps.
     """
 
-    def __init__(self, comm: Comm, folder: Path, config: Config, steps: int) -> None:
-        self.speaks, self.folder, self.config = comm.rank == 0, folder, config
-        self.records: list[dict[str, Any]] = []
-        self._metrics: TextIO | None = None
+    def __init__(
+        self, comm: Comm, folder: Path, config: Config, steps: int, done: int = 0, history: bytes = b""
+    ) -> None:
+        self.comm, self.folder, self.config, self.failure = comm, folder, config, ""
+        self.speaks = comm.rank == 0
+        self._history: History | None = None
         self._bar: Any = None
-        self._profile = profile_of(comm, folder, config, steps)
-        self._profile.after(0)
+        self._validated: float | None = None
+        self._profile = profile_of(comm, folder, config, steps, done)
+        self._profile.after(done)
+        with written(comm, folder):
+            if self.speaks:
+                folders.write_text(folder / CONFIG, dump(config))
+                self._history = History(folder / METRICS, unpacked(history, done))
         if self.speaks:
-            write_text(folder / CONFIG, dump(config))
-            self._metrics = (folder / METRICS).open("w", encoding="utf-8")
             shown = sys.stderr.isatty() if config.run.progress is None else config.run.progress
-            self._bar = tqdm(total=steps, desc=config.preset, unit="step", disable=not shown, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=steps, initial=done, desc=config.preset, unit="step", disable=not shown, dynamic_ncols=True
+            )
 
     def step(self, record: dict[str, Any]) -> None:
-        """Write the record of a step, whatever happens afterwards; collective."""
+        """Write the record of a step, whatever happens afterwards; collective.
+
+        Where rank 0 cannot, it says so in `failure`: the others would not hear of an exception.
+        """
         self._profile.after(record["step"])
-        if not self.speaks or self._metrics is None:
+        if self._history is None or self.failure:
             return
-        self.records.append(record)
-        self._metrics.write(json.dumps(_plain(record), allow_nan=False) + "\n")
-        self._metrics.flush()
+        try:
+            self._history.add(json.dumps(_plain(record), allow_nan=False))
+        except OSError as error:
+            self.failure = f"{str(self._history.path)!r} cannot be written ({folders.reason(error)})"
+        self._validated = record.get("val_accuracy", self._validated)
         shown = {"loss": f"{record['loss']:.4g}"}
-        last = next((r for r in reversed(self.records) if "val_accuracy" in r), None)
-        self._bar.set_postfix(shown | ({"validation": f"{last['val_accuracy']:.1%}"} if last else {}), refresh=False)
+        more = {} if self._validated is None else {"validation": f"{self._validated:.1%}"}
+        self._bar.set_postfix(shown | more, refresh=False)
         self._bar.update()
+
+    def packed(self) -> bytes:
+        """All records so far, for a checkpoint; nothing on ranks other than 0."""
+        if self._history is None or self.failure:
+            return b""
+        try:
+            return self._history.packed()
+        except OSError as error:
+            raise OutputError(f"{str(self._history.path)!r} cannot be written ({folders.reason(error)})") from None
 
     def warn(self, message: str) -> None:
         """A line on standard error."""
@@ -136,29 +117,41 @@ class RunLog:
     def close(self) -> None:
         """No more steps."""
         self._profile.drop()
-        if self._metrics is not None:
+        if self._history is not None:
             self._bar.close()
-            self._metrics.close()
-            self._metrics = None
+            self._history.close()
+            self._history = None
 
     def summarize(self, summary: dict[str, Any]) -> None:
-        """Write the results."""
-        if self.speaks:
-            write_text(self.folder / SUMMARY, json.dumps(_plain(summary), indent=2, allow_nan=False) + "\n")
+        """Write the results; collective.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with written(self.comm, self.folder / SUMMARY):
+            if self.speaks:
+                text = json.dumps(_plain(summary), indent=2, allow_nan=False)
+                folders.write_text(self.folder / SUMMARY, text + "\n")
 
     def draw(self, plain: Callable[[torch.Tensor], torch.Tensor], data: DataSet, like: torch.Tensor) -> None:
-        """Draw the pictures.
+        """Draw the pictures; collective.
 
         Args:
             plain: the network as an ordinary module, normalised features (n, 2) to logits: rank 0 calls it alone.
             data: the examples.
             like: a tensor of the dtype and on the device of the network.
+
+        Raises:
+            OutputError: the disk refuses.
         """
-        if not self.speaks:
-            return
+        with written(self.comm, self.folder):
+            if self.speaks:
+                self._draw(plain, data, like)
+
+    def _draw(self, plain: Callable[[torch.Tensor], torch.Tensor], data: DataSet, like: torch.Tensor) -> None:
         from lpnet import plots  # matplotlib takes a second to load, which only rank 0 needs to spend
 
-        plots.history(self.records, self.folder / "history.png")
+        plots.history(records(self.folder / METRICS, plots.DRAWN), self.folder / "history.png")
         if data.features != 2:
             return
 
@@ -170,18 +163,11 @@ class RunLog:
         plots.decision_regions(classes, data, self.folder / "regions.png", title=self.config.preset)
 
 
-def profile_of(comm: Comm, folder: Path, config: Config, steps: int) -> Profile:
-    """The trace that the configuration asks for, of steps with all layers."""
-    count = min(config.run.profile_steps, steps) if config.run.profile else 0
+def profile_of(comm: Comm, folder: Path, config: Config, steps: int, done: int = 0) -> Profile:
+    """The trace that the configuration asks for, of steps with all layers that are still to be done."""
+    count = min(config.run.profile_steps, steps - done) if config.run.profile else 0
     *_, begin, _ = (0, *config.multilevel.ends(steps))
-    return Profile(comm, folder / TRACE, first_of(begin, steps, count), count)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    return Profile(comm, folder / TRACE, first_of(max(begin, done), steps, count), count)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,9 @@ from lpnet.options import MGRIT
 
 FROM_EARLIER = ("warm", "tau")
 
+Key = tuple[MGRIT, torch.Size, torch.dtype, torch.device]
+"""Options of a solve with one cycle; shape, type and device of its states."""
+
 
 @dataclass(frozen=True)
 class Solve:
@@ -34,7 +37,7 @@ class Solve:
     batch_dim: int
 
     @property
-    def key(self) -> tuple[MGRIT, torch.Size, torch.dtype, torch.device]:
+    def key(self) -> Key:
         """What two solves must share for one to start from the other, however many cycles they do."""
         return self.options.with_cycles(1), self.x.shape, self.x.dtype, self.x.device
 
@@ -53,19 +56,23 @@ class Memory(Protocol):
 
 
 class LastSolve:
-    """The last solve, if it had the same options (but for the cycles) and shape."""
+    """The last solve, if it had the same options (but for the cycles) and shape.
+
+    Attributes:
+        kept: which -> the key of the solve, and what it left.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[object, list[Tensor]]] = {}
+        self.kept: dict[str, tuple[Key, list[Tensor]]] = {}
 
     def load(self, solve: Solve) -> list[Tensor] | None:
-        key, carry = self._kept.get(solve.which, (None, []))
+        key, carry = self.kept.get(solve.which, (None, []))
         return carry if key == solve.key else None
 
     def save(self, solve: Solve, carry: list[Tensor] | None) -> None:
-        self._kept.pop(solve.which, None)
+        self.kept.pop(solve.which, None)
         if carry is not None:
-            self._kept[solve.which] = (solve.key, carry)
+            self.kept[solve.which] = (solve.key, carry)
 
     def clear(self) -> None:
-        self._kept = {}
+        self.kept = {}

@@ -9,7 +9,6 @@
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet import devices
+from lpnet import devices, folders
 from lpnet.commandline import from_mapping
 from lpnet.config import Config, as_dict
 from lpnet.errors import InputError
-from lpnet.launch import together
+from lpnet.launch import together, written
 from lpnet.network import Examples, Network, build
 from lpnet.slab import Comm, as_comm
 from lpnet.version import __version__
@@ -48,15 +47,17 @@ def save(path: str | Path, net: Network) -> None:
     Args:
         path: the file, replaced if it exists.
         net: weights, configuration and what its examples are like.
+
+    Raises:
+        OutputError: the disk refuses; on all ranks.
     """
-    layers = net.trunk.gather_state_dict()
-    if net.trunk.comm.rank:
-        return
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w") as file:
-        _write(file, net, layers)
-    os.replace(part, path)
+    layers, path = net.trunk.gather_state_dict(), Path(path)
+    with written(net.trunk.comm, path):
+        if net.trunk.comm.rank == 0:
+            part = path.with_name(path.name + ".part")
+            with h5py.File(part, "w") as file:
+                _write(file, net, layers)
+            folders.settle(part, path)
 
 
 def _write(file: h5py.File, net: Network, layers: dict[str, Tensor]) -> None:

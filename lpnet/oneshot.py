@@ -250,6 +250,10 @@ class OneShot(Descent):
         tol: for the stopping test: residuals of state and adjoint, and the norm of the gradient relative to that of the
             first step, are all at or below it.
 
+    Attributes:
+        first_norm: norm of the gradient of the first step; None before it.
+        previous: the x of the last step, without mini-batches; None before the first.
+
     Raises:
         InputError: a trunk that is not solved by MGRIT, an optimizer that is wrong on slabs, a value out of range; from
             `step`, states that need more memory than allowed.
@@ -272,8 +276,8 @@ class OneShot(Descent):
         if tol is not None and not (isinstance(tol, int | float) and 0 < tol < 1):
             raise InputError(f"tol: {tol!r} given, a number above 0 and below 1, or None, allowed")
         self.tol, self.warm = tol, warm if warm is not None else WarmStates()
-        self._first_norm: float | None = None
-        self._previous: Tensor | None = None
+        self.first_norm: float | None = None
+        self.previous: Tensor | None = None
         for trunk in self.trunks:
             solvers = [remembering(s, cycles) for s in (trunk.forward_solver, trunk.adjoint_solver)]
             trunk.steer(solvers[0], solvers[1], control if control is not None else Adaptive(TOLERANCE))
@@ -290,8 +294,8 @@ class OneShot(Descent):
                 taken from earlier steps unless x is that of the last one.
         """
         if self.warm.examples is None:
-            same = self._previous is not None and torch.equal(self._previous, x)
-            self._previous = x.detach().clone() if not same else self._previous
+            same = self.previous is not None and torch.equal(self.previous, x)
+            self.previous = x.detach().clone() if not same else self.previous
             if not same or self.warm.kind == "none":
                 self._forget()
             return super().evaluate(x, label)
@@ -324,13 +328,13 @@ class OneShot(Descent):
 
     def progress(self, loss: float, norm: float) -> Progress:
         found = super().progress(loss, norm)
-        self._first_norm = norm if self._first_norm is None else self._first_norm
+        self.first_norm = norm if self.first_norm is None else self.first_norm
         if self.tol is None:
             return found
         # Rank 0 decides: what is replicated may differ in the last bits on mixed hardware.
         (norm,) = self.trunks[0].comm.bcast_(torch.tensor([norm], dtype=torch.float64), 0).tolist()
         worst = max(found.state_residual, found.adjoint_residual)
-        return replace(found, converged=worst <= self.tol and norm <= self.tol * self._first_norm)
+        return replace(found, converged=worst <= self.tol and norm <= self.tol * self.first_norm)
 
 
 def remembering(options: SolverOptions, cycles: int | None = None) -> MGRIT:

@@ -30,6 +30,8 @@ CHUNK = 8192  # points that a network sees at once, so that a picture needs no m
 MOST_POINTS = 1500  # more would hide the regions
 SMOOTHED_FROM = 200  # steps from which on a running mean is drawn too
 MOST_LEGEND = 20
+DRAWN = ("step", "loss", "train_accuracy", "val_accuracy", "layers")
+"""What of the records of a run its history shows."""
 
 Predict = Callable[[NDArray[np.float64]], NDArray[Any]]
 

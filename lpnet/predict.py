@@ -20,7 +20,7 @@ from lpnet.commandline import one_line
 from lpnet.data import read_examples
 from lpnet.errors import InputError
 from lpnet.launch import Answer, together
-from lpnet.log import MODEL
+from lpnet.rundir import MODEL
 from lpnet.slab import Comm
 from lpnet.training.evaluation import predict
 from lpnet.version import __version__

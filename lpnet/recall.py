@@ -11,11 +11,9 @@ not below 1 is worse than a plain coarse start.
 """
 
 import math
-import tempfile
-import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from lpnet.errors import InputError
 from lpnet.memory import Solve
+from lpnet.perexample import Host, Rows, Scratch
 from lpnet.slab import Comm
 
 Kind = Literal["auto", "examples", "class", "none"]
@@ -31,59 +30,6 @@ KINDS: tuple[Kind, ...] = ("auto", "examples", "class", "none")
 _LARGEST_SCALE = 10.0
 _NEWEST = 0.3  # weight of the newest ratio |τ − τ'| / |τ| in the running mean
 _CLASS_NEWEST = 0.5  # weight of the newest batch in the mean τ of a class
-
-
-class Rows(Protocol):
-    """Numbers for each example: (examples, numbers)."""
-
-    def read(self, index: Tensor) -> Tensor: ...
-    def write(self, index: Tensor, rows: Tensor) -> None: ...
-
-
-class _Host:
-    """Rows in memory."""
-
-    def __init__(self, shape: tuple[int, int], like: Tensor) -> None:
-        self._rows = torch.zeros(shape, dtype=like.dtype)
-
-    def read(self, index: Tensor) -> Tensor:
-        return self._rows[index]
-
-    def write(self, index: Tensor, rows: Tensor) -> None:
-        self._rows[index] = rows
-
-
-class _Scratch:
-    """Rows in an HDF5 file that goes away with the object."""
-
-    def __init__(self, shape: tuple[int, int], like: Tensor, folder: Path) -> None:
-        import h5py  # a second to load, which most runs need not spend
-
-        try:
-            held = tempfile.TemporaryDirectory(prefix="lpnet-", dir=folder)
-            self._file = h5py.File(Path(held.name) / "states.h5", "w")
-        except OSError as error:
-            raise InputError(
-                f"scratch: {str(folder)!r} given ({error.strerror or error}), a folder that can be written to allowed"
-            ) from None
-        self._rows = self._file.create_dataset("rows", shape, dtype=str(like.dtype).removeprefix("torch."))
-        self._end = weakref.finalize(self, _remove, self._file, held)
-
-    # HDF5 takes increasing indices only, each once.
-    def read(self, index: Tensor) -> Tensor:
-        once, place = torch.unique(index, return_inverse=True)
-        return torch.from_numpy(self._rows[once.numpy()])[place]
-
-    def write(self, index: Tensor, rows: Tensor) -> None:
-        once, place = torch.unique(index, return_inverse=True)
-        unique = rows.new_empty(len(once), rows.shape[1])
-        unique[place] = rows
-        self._rows[once.numpy()] = unique.numpy()
-
-
-def _remove(file: "object", folder: "tempfile.TemporaryDirectory[str]") -> None:
-    file.close()  # type: ignore[attr-defined]
-    folder.cleanup()
 
 
 @dataclass(frozen=True)
@@ -117,15 +63,28 @@ class WarmStates:
 
 
 @dataclass
-class _Direction:
-    """What is kept for one direction."""
+class Kept:
+    """What is kept for one direction.
+
+    Attributes:
+        points: C-points of this rank, of all levels one after the other,
+        state: and the numbers of an example at each of them.
+        rows: τ of each example, (examples, points · state); None: means over classes alone are kept.
+        starts: z_N of each example, (examples, state); None: forward.
+        seen: which examples have a τ.
+        means: of each class, (classes, points · state),
+        met: and which classes have one.
+        ratio: |τ − τ'| / |τ| of each start.
+        candidates: starts of the solve that is under way.
+    """
 
     points: int
+    state: int
     rows: Rows | None = None
-    starts: Tensor | None = None  # z_N, (examples, numbers of a state)
+    starts: Tensor | None = None
     seen: Tensor | None = None
-    means: Tensor | None = None  # (classes, numbers)
-    met: Tensor | None = None  # classes with a mean
+    means: Tensor | None = None
+    met: Tensor | None = None
     ratio: dict[str, float] = field(default_factory=dict)
     candidates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -138,6 +97,9 @@ class ExampleMemory:
         examples: how many there are.
         options: what is kept, and where.
 
+    Attributes:
+        kept: which -> what there is.
+
     Raises:
         InputError: the τ of all examples need more memory than allowed, or the scratch folder cannot be written to.
     """
@@ -146,7 +108,7 @@ class ExampleMemory:
         self.comm, self.examples, self.options, self.kind = comm, examples, options, options.kind
         self._index = torch.arange(0)
         self._labels: Tensor | None = None
-        self._kept: dict[str, _Direction] = {}
+        self.kept: dict[str, Kept] = {}
 
     def batch(self, index: Tensor, labels: Tensor | None) -> None:
         """The next solves are of the examples `index`, (batch,) in 0, …, `examples` − 1, with these classes."""
@@ -154,7 +116,7 @@ class ExampleMemory:
         self._labels = None if labels is None else labels.detach().cpu()
 
     def load(self, solve: Solve) -> list[Tensor] | None:
-        kept = self._kept.get(solve.which)
+        kept = self.kept.get(solve.which)
         if kept is None or not self._is_of_batch(solve):
             return None
         kept.candidates = self._candidates(kept, solve)
@@ -168,11 +130,11 @@ class ExampleMemory:
         if self.kind == "none" or not self._is_of_batch(solve):
             return
         if carry is None:
-            self._kept.pop(solve.which, None)
+            self.kept.pop(solve.which, None)
             return
-        kept = self._kept.get(solve.which)
+        kept = self.kept.get(solve.which)
         if kept is None:
-            kept = self._kept[solve.which] = self._made(solve, len(carry))
+            kept = self.kept[solve.which] = self._made(solve, len(carry))
         rows = _rows(carry, solve)
         self._judge(kept, rows, solve)
         if kept.rows is not None and kept.seen is not None:
@@ -184,7 +146,7 @@ class ExampleMemory:
             self._average(kept, rows, self._labels)
 
     def clear(self) -> None:
-        self._kept = {}
+        self.kept = {}
 
     def _is_of_batch(self, solve: Solve) -> bool:
         """Whether the solve can be of the examples that `batch` has named."""
@@ -192,14 +154,28 @@ class ExampleMemory:
 
     # ---- what there is ---------------------------------------------------------------------------------------------
 
-    def _made(self, solve: Solve, points: int) -> _Direction:
+    def _made(self, solve: Solve, points: int) -> Kept:
         """Room for all examples; collective the first time."""
-        made, x = _Direction(points), solve.x
+        x = solve.x
+        return self.room(solve.which, points, x.numel() // x.shape[solve.batch_dim], x.dtype)
+
+    def room(self, which: str, points: int, state: int, dtype: torch.dtype) -> Kept:
+        """Room for all examples, nothing of which is known yet; collective.
+
+        Args:
+            which: "forward" or "adjoint".
+            points: C-points of this rank.
+            state: numbers of an example at each of them.
+            dtype: of these.
+
+        Raises:
+            InputError: there is none.
+        """
+        made = Kept(points, state)
         if self.kind == "class":
             return made
         most = self.comm.agree(points)
-        state = x.numel() // x.shape[solve.batch_dim]
-        needed = 2 * (most + 1) * state * x.element_size() * self.examples
+        needed = 2 * (most + 1) * state * dtype.itemsize * self.examples
         options = self.options
         if options.scratch is None and needed > options.limit_mib * 2**20:
             raise InputError(
@@ -207,25 +183,26 @@ class ExampleMemory:
                 f"the states of {self.examples} examples (or a scratch folder, or kind class or none)"
             )
         shape = (self.examples, points * state)
-        made.rows = _Host(shape, x) if options.scratch is None else self._scratch(shape, x, Path(options.scratch))
+        folder = options.scratch
+        made.rows = Host(shape, dtype) if folder is None else self._scratch(shape, dtype, Path(folder))
         made.seen = torch.zeros(self.examples, dtype=torch.bool)
-        if solve.which == "adjoint":
-            made.starts = torch.zeros(self.examples, state, dtype=x.dtype)
+        if which == "adjoint":
+            made.starts = torch.zeros(self.examples, state, dtype=dtype)
         return made
 
-    def _scratch(self, shape: tuple[int, int], like: Tensor, folder: Path) -> Rows:
+    def _scratch(self, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Rows:
         """Rows in a file, unless any rank cannot have one; collective."""
         made: Rows | None = None
         error = f"scratch: {str(folder)!r} given, a folder that every rank can write to allowed"
         try:
-            made = _Scratch(shape, like, folder)
+            made = Scratch(shape, dtype, folder)
         except InputError as own:
             error = str(own)
         if self.comm.agree(int(made is None)) or made is None:
             raise InputError(error)
         return made
 
-    def _average(self, kept: _Direction, rows: Tensor, labels: Tensor) -> None:
+    def _average(self, kept: Kept, rows: Tensor, labels: Tensor) -> None:
         classes = self._classes(kept, int(labels.max()) + 1, rows)
         if kept.means is None or kept.met is None:
             raise AssertionError("no room for the means of classes")
@@ -237,7 +214,7 @@ class ExampleMemory:
         kept.means[here] = old + _CLASS_NEWEST * (new - old)
         kept.met |= here
 
-    def _classes(self, kept: _Direction, classes: int, rows: Tensor) -> int:
+    def _classes(self, kept: Kept, classes: int, rows: Tensor) -> int:
         """Room for so many classes at least."""
         if kept.means is None or kept.met is None:
             kept.means, kept.met = rows.new_zeros(classes, rows.shape[1]), torch.zeros(classes, dtype=torch.bool)
@@ -249,7 +226,7 @@ class ExampleMemory:
 
     # ---- which to take ---------------------------------------------------------------------------------------------
 
-    def _candidates(self, kept: _Direction, solve: Solve) -> dict[str, Tensor]:
+    def _candidates(self, kept: Kept, solve: Solve) -> dict[str, Tensor]:
         """Rows (batch, numbers) that this batch may start from."""
         found: dict[str, Tensor] = {}
         labels = self._labels
@@ -263,14 +240,14 @@ class ExampleMemory:
                 found["examples"] = torch.where(seen, own, found["class"]) if "class" in found else own
         return found
 
-    def _is_beyond_classes(self, kept: _Direction) -> bool:
+    def _is_beyond_classes(self, kept: Kept) -> bool:
         """Whether means over classes are of no more use: every example has a τ, and these have served better."""
         if self.kind != "auto" or kept.seen is None:
             return self.kind == "examples"
         better = kept.ratio.get("examples", math.inf) <= kept.ratio.get("class", 0.0)
         return better and bool(kept.seen.all())
 
-    def _scale(self, kept: _Direction, solve: Solve) -> Tensor:
+    def _scale(self, kept: Kept, solve: Solve) -> Tensor:
         if kept.starts is None:
             return torch.ones(len(self._index), 1, dtype=solve.x.dtype)
         z, old = _rows([solve.x], solve), kept.starts[self._index]
@@ -278,7 +255,7 @@ class ExampleMemory:
         scale = (z * old).sum(1, keepdim=True) / torch.where(size > 0, size, torch.ones_like(size))
         return scale.clamp(0.0, _LARGEST_SCALE)
 
-    def _judge(self, kept: _Direction, rows: Tensor, solve: Solve) -> None:
+    def _judge(self, kept: Kept, rows: Tensor, solve: Solve) -> None:
         """Compare the candidates with the τ that the solve found; collective if there are any."""
         names = sorted(kept.candidates)
         if not names:

@@ -148,6 +148,12 @@ class Run:
         profile_steps: how many steps of the run that trace shows, after two more to warm up.
         stall: seconds without progress on any rank after which the run says where each rank is, and ends; at least 1;
             null: never.
+        checkpoint_every: steps between two checkpoints (there is always one before the first step and one at the end);
+            null: as often as takes at most 1 % of the time.
+        keep: how many checkpoints are kept, the newest.
+        checkpoint_warm: checkpoints hold what the solves of the next step start from (`initial: warm` or `tau`, method
+            simultaneous). Without it they are smaller, and a run that is resumed starts its next solves from nothing,
+            so that its history is another one than that of an uninterrupted run.
     """
 
     dir: str | None = None
@@ -160,6 +166,9 @@ class Run:
     profile: bool = False
     profile_steps: int = 5
     stall: float | None = 300.0
+    checkpoint_every: int | None = None
+    keep: int = 2
+    checkpoint_warm: bool = True
 
     def __post_init__(self) -> None:
         require(self.dir is None or bool(self.dir.strip()), "run.dir", self.dir, "the name of a folder")
@@ -170,8 +179,11 @@ class Run:
         most = os.cpu_count() or 1
         ok = self.threads is None or self.threads <= most
         require(ok, "run.threads", self.threads, f"at most the {most} cores of this machine")
-        require(self.profile_steps is not None, "run.profile_steps", None, "a whole number of at least 1")
-        whole("run.profile_steps", self.profile_steps, 1)
         positive("run.stall", self.stall)
         require(self.stall is None or self.stall >= 1, "run.stall", self.stall, "at least 1 second")
+        for key in ("profile_steps", "keep"):
+            require(getattr(self, key) is not None, f"run.{key}", None, "a whole number of at least 1")
+        for key in ("profile_steps", "keep", "checkpoint_every"):
+            whole(f"run.{key}", getattr(self, key), 1)
+        require(isinstance(self.checkpoint_warm, bool), "run.checkpoint_warm", self.checkpoint_warm, "true or false")
         one_of("run.device", self.device, devices.names(), " on this machine")

@@ -15,9 +15,10 @@ for arbitrarily deep residual neural networks (2018).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -268,6 +269,17 @@ class Watch:
     def onward(self) -> "Watch":
         """That of a trunk which goes on where this one ends: nothing is said twice."""
         return Watch(self._told, self._undone)
+
+    def state(self) -> dict[str, Any]:
+        """What this rank has seen and said, as values of JSON."""
+        found = None if self._found is None else asdict(self._found)
+        return {"calls": self._calls, "next": self._next, "told": self._told, "undone": self._undone, "found": found}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._calls, self._next = state["calls"], state["next"]
+        self._told, self._undone = state["told"], state["undone"]
+        self._found = None if state["found"] is None else Outlook(**state["found"])
 
     def look(self, find: Callable[[Norm], Outlook | None], rank: int, reverse: bool) -> None:
         """To be called at every call of the trunk; `find` is its outlook by these norms, collective."""

@@ -3,6 +3,7 @@
     python -m lpnet.train [PRESET] [--config FILE.yaml] [--section.key VALUE ...]
     python -m lpnet.train [PRESET] ... --dry-run [--ranks P] [--fabric NAME]      what it would take, see `lpnet.dryrun`
     mpirun -n 4 python -m lpnet.train digits --trunk.layers 256 --run.dir runs/mine
+    python -m lpnet.train --resume runs/mine      go on with a run, on any number of ranks, see `lpnet.resume`
 
 Exit codes: see `lpnet.launch`.
 """
@@ -20,23 +21,25 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lpnet import data, devices, launch, modelfile, sameness, watchdog
+from lpnet import data, devices, launch, modelfile, resume, sameness, signals, watchdog
+from lpnet.asked import Resume, Trial
 from lpnet.choices import Solver, Solvers, one_of, require
-from lpnet.commandline import Trial, leaves, parse_run
+from lpnet.commandline import leaves, parse_resume, parse_run
 from lpnet.config import Config
 from lpnet.control import Adaptive
 from lpnet.data import DataSet
 from lpnet.dryrun import LARGEST, forecast
-from lpnet.errors import NonFiniteError
+from lpnet.errors import NonFiniteError, Stopped
 from lpnet.fabrics import FABRICS
 from lpnet.launch import Answer
-from lpnet.log import MODEL, RunLog, new_folder
+from lpnet.log import RunLog
 from lpnet.network import Examples, Network, build, check_opening
 from lpnet.options import Serial, SolverOptions
 from lpnet.plan import plan
 from lpnet.presets import PRESETS
+from lpnet.rundir import MODEL, new_folder, old_folder
 from lpnet.slab import Comm
-from lpnet.training.examples import Tensors
+from lpnet.training.examples import Tensors, fingerprint
 from lpnet.training.levels import Training, described
 from lpnet.training.records import Record
 from lpnet.version import __version__
@@ -47,7 +50,7 @@ NAME = "lpnet.train"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the arguments say (those of the process, if None); the exit code. Collective."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return launch.run(NAME, lambda comm: job(comm, given))
+    return launch.run(NAME, lambda comm: job(comm, given), heeds=True)
 
 
 def job(comm: Comm, arguments: Sequence[str]) -> None:
@@ -55,50 +58,130 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     start = time.perf_counter()
     sameness.require_same_start(comm, arguments)
     with launch.together(comm):
+        asked = parse_resume(arguments)
+    if asked is None:
+        begin(comm, arguments, start)
+    else:
+        go_on(comm, asked, start)
+
+
+def begin(comm: Comm, arguments: Sequence[str], start: float) -> None:
+    """A new run; collective."""
+    with launch.together(comm):
         config, trial = parse_run(arguments)
-    sameness.require_same(comm, {key: attrgetter(key)(config) for key in ("preset", *leaves())})
+    require_same_config(comm, config)
     with launch.together(comm):
         dataset = data.load(config.data, config.run.seed)
         config = fitted(config, dataset)
     if trial is not None:
         raise Answer("\n".join(outlook(config, dataset, comm, trial)))
-    with watchdog.watching(comm, NAME, config.run.stall):
-        train(comm, config, dataset, start)
+    with watchdog.watching(comm, NAME, config.run.stall), new_folder(comm, config) as folder:
+        device, config = set_up(config, comm)
+        first, *_ = config.multilevel.layers(config.trunk.layers)
+        net = build(config, examples_of(dataset), comm, device, None if config.solver.auto else first)
+        found: list[str] = []
+        if config.solver.auto:
+            config, found = planned(net, Tensors.of(dataset, net.classifier.weight))
+            net = build(config, examples_of(dataset), comm, device, first)
+        Run(comm, folder, config, dataset, net, start).do(found)
 
 
-def train(comm: Comm, config: Config, dataset: DataSet, start: float) -> None:
-    """The run of a configuration, which began at this time of `time.perf_counter`; collective."""
-    device = set_up(config, comm)
-    if config.run.device == "auto":
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device.type))
-    folder = new_folder(comm, config)
-    examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
-    first, *_ = config.multilevel.layers(config.trunk.layers)
-    net = build(config, examples, comm, device, None if config.solver.auto else first)
-    tensors = Tensors.of(dataset, net.classifier.weight)
-    found: list[str] = []
-    if config.solver.auto:
-        config, found = planned(net, tensors)
-        net = build(config, examples, comm, device, first)
-    steps = config.training.total_steps(len(dataset.train_y))
-    log = RunLog(comm, folder, config, steps)
-    if config.schedule.warmup > steps // 2:
-        log.warn(f"schedule.warmup: {config.schedule.warmup} given, shortened to half of the {steps} steps")
-    log.say(f"{config.preset}: {config.trunk.layers} layers on {comm.size} rank{'s' * (comm.size > 1)}, in {folder}")
-    for line in found:
-        log.say(line)
-    training = Training(net, tensors, log)
-    try:
-        record = training.run()
-        log.trained()
-    except NonFiniteError as error:
-        modelfile.save(folder / MODEL, training.net)
-        raise NonFiniteError(f"{error}: {folder / MODEL}") from None
-    finally:
-        log.close()
-    for line in described(record.get("levels", [])):
-        log.say(line)
-    report(training.net, dataset, log, summary(config, record, comm, time.perf_counter() - start))
+def go_on(comm: Comm, asked: Resume, start: float) -> None:
+    """A run that was stopped; collective."""
+    with old_folder(comm, asked.folder) as folder:
+        found = resume.left(comm, folder, asked)
+        require_same_config(comm, found.config)
+        with launch.together(comm):
+            dataset = data.load(found.config.data, found.config.run.seed)
+        with watchdog.watching(comm, NAME, found.config.run.stall):
+            device, config = set_up(found.config, comm)
+            net = build(config, examples_of(dataset), comm, device, found.layers)
+            Run(comm, folder, config, dataset, net, start, found).do()
+
+
+class Run:
+    """A run in its folder; collective.
+
+    Args:
+        comm: the ranks.
+        folder: of the run.
+        config: what it is, with all choices made.
+        dataset: its examples.
+        net: of the level that it begins with, or goes on with.
+        start: when it started, by `time.perf_counter`.
+        left: what it goes on from; None: it is new.
+    """
+
+    def __init__(
+        self, comm: Comm, folder: Path, config: Config, dataset: DataSet, net: Network, start: float,
+        left: resume.Left | None = None,
+    ) -> None:
+        self.comm, self.folder, self.config, self.dataset, self.left = comm, folder, config, dataset, left
+        self._start = start if left is None else start - left.seconds
+        self._resumed = 0 if left is None else left.resumed + 1
+        self._data = fingerprint(dataset)
+        sameness.require_same(comm, {"data (check sum)": self._data})
+        if left is not None:
+            with launch.together(comm):
+                left.require_data(self._data)
+        self.steps, self.done = config.training.total_steps(len(dataset.train_y)), 0 if left is None else left.done
+        self.log = RunLog(comm, folder, config, self.steps, self.done, b"" if left is None else left.history)
+        keeper = resume.keeper_of(comm, folder, config, self._about, self.log, left, signals.wanted)
+        tensors, ascent = Tensors.of(dataset, net.classifier.weight), None if left is None else left.ascent
+        self.training = Training(net, tensors, self.log, keeper, ascent)
+
+    def _about(self) -> dict[str, Any]:
+        return resume.about(self.training, self.config, self._seconds(), self._resumed, self._data)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def do(self, found: Sequence[str] = ()) -> None:
+        """Train, from where it stands to the end, and report; `found`: lines to say before.
+
+        Raises:
+            NonFiniteError: the loss, state or gradient stopped being finite; the last good weights are in the folder.
+            Stopped: a signal asked for it; there is a checkpoint.
+        """
+        log, training = self.log, self.training
+        self._announce(found)
+        try:
+            record = training.run()
+            log.trained()
+        except NonFiniteError as error:
+            modelfile.save(self.folder / MODEL, training.net)
+            raise NonFiniteError(f"{error}: {self.folder / MODEL}") from None
+        except Stopped as error:
+            raise Stopped(f"{error}; go on with: python -m lpnet.train --resume {self.folder}") from None
+        finally:
+            log.close()
+        for line in described(record.get("levels", [])):
+            log.say(line)
+        results = summary(self.config, record, self.comm, self._seconds()) | {"resumed": self._resumed}
+        report(training.net, self.dataset, log, results)
+
+    def _announce(self, found: Sequence[str]) -> None:
+        config, log, ranks = self.config, self.log, self.comm.size
+        if config.schedule.warmup > self.steps // 2:
+            log.warn(f"schedule.warmup: {config.schedule.warmup} given, shortened to half of the {self.steps} steps")
+        where = f"{config.trunk.layers} layers on {ranks} rank{'s' * (ranks > 1)}, in {self.folder}"
+        again = f"goes on from step {self.done} of {self.steps}, " if self.left is not None else ""
+        log.say(f"{config.preset}: {again}{where}")
+        for line in found:
+            log.say(line)
+        warning = "" if self.left is None else resume.cold(self.left, self.training)
+        if warning:
+            log.warn(warning)
+
+
+def require_same_config(comm: Comm, config: Config) -> None:
+    """Require that all ranks have the same configuration; collective."""
+    sameness.require_same(comm, {key: attrgetter(key)(config) for key in ("preset", *leaves())})
+
+
+def examples_of(dataset: DataSet) -> Examples:
+    """What a network has to know of them."""
+    return Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
 
 
 def fitted(config: Config, dataset: DataSet) -> Config:
@@ -128,7 +211,7 @@ def outlook(config: Config, dataset: DataSet, comm: Comm, trial: Trial) -> list[
         one_of("--fabric", trial.fabric, FABRICS)
         if comm.rank:
             return []
-        device, found = set_up(config, Comm()), [f"{config.preset}: a dry run, nothing is trained or written"]
+        (device, config), found = set_up(config, Comm()), [f"{config.preset}: a dry run, nothing is trained or written"]
         if config.solver.auto:
             net = build(config, Examples(dataset.features, dataset.classes), Comm(), device)
             config, more = planned(net, Tensors.of(dataset, net.classifier.weight), ranks)
@@ -136,15 +219,17 @@ def outlook(config: Config, dataset: DataSet, comm: Comm, trial: Trial) -> list[
         return found + forecast(config, dataset, ranks, trial.fabric).lines()
 
 
-def set_up(config: Config, comm: Comm) -> torch.device:
-    """Threads, determinism and this rank's device; collective."""
+def set_up(config: Config, comm: Comm) -> tuple[torch.device, Config]:
+    """Threads, determinism and this rank's device, and the configuration with that in it; collective."""
     devices.set_threads(comm, config.run.threads)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     device = devices.own(config.run.device, comm) or torch.device("cpu")
     devices.use(device, comm)
-    return device
+    if config.run.device == "auto":
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, device=device.type))
+    return device, config
 
 
 def planned(net: Network, data: Tensors, ranks: int | None = None) -> tuple[Config, list[str]]:
@@ -191,12 +276,10 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
 
 
 def report(net: Network, dataset: DataSet, log: RunLog, results: dict[str, Any]) -> None:
-    """Model, summary and pictures into the run folder, and a line to read; collective."""
-    folder: Path = log.folder
-    modelfile.save(folder / MODEL, net)
-    plain = net.as_sequential().eval()
+    """Model, pictures and at last the summary into the run folder, and a line to read; collective."""
+    modelfile.save(log.folder / MODEL, net)
+    log.draw(net.as_sequential().eval(), dataset, net.classifier.weight)
     log.summarize(results)
-    log.draw(plain, dataset, net.classifier.weight)
     if results["serial_steps"] and not all(isinstance(s, Serial) for s in _solvers(net)):
         log.say(f"{results['serial_steps']} of {results['steps']} steps took the gradient of the exact chain")
     log.say(

@@ -32,9 +32,13 @@ class Silent:
         raise AssertionError(message)
 
 
-def network(*arguments: str) -> tuple[Network, Tensors]:
+def network(
+    *arguments: str, layers: int | None = None, comm: slab.Comm | None = None
+) -> tuple[Network, Tensors]:
+    """A network of so many layers, those of the coarsest level if none are given, and its examples."""
     config = parse([*SMALL, "--run.dtype=float64", *arguments])
     dataset = data.load(config.data, config.run.seed)
     examples = Examples(dataset.features, dataset.classes, dataset.shift, dataset.scale)
-    net = build(config, examples, slab.Comm(), layers=config.multilevel.layers(config.trunk.layers)[0])
+    layers = config.multilevel.layers(config.trunk.layers)[0] if layers is None else layers
+    net = build(config, examples, comm or slab.Comm(), layers=layers)
     return net, Tensors.of(dataset, net.classifier.weight)

@@ -15,7 +15,7 @@ import lpnet
 from lpnet import data, modelfile, predict, slab, train
 from lpnet.commandline import parse
 from lpnet.config import as_dict
-from lpnet.errors import InputError
+from lpnet.errors import InputError, OutputError
 from lpnet.log import RunLog
 from lpnet.network import Examples, Network, build
 
@@ -90,7 +90,7 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("disk full")
 
     monkeypatch.setattr(modelfile, "_write", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         modelfile.save(path, network(seed=3))
     assert modelfile.read(path).config.run.seed == 2
 

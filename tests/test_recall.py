@@ -214,7 +214,7 @@ def test_what_serves_worse_than_nothing_is_not_used(factor: float) -> None:
         memory.batch(ALL, LABELS)
         used.append(memory.load(solve) is not None)
         memory.save(solve, [factor**step * t for t in tau])
-        ratios = memory._kept["forward"].ratio
+        ratios = memory.kept["forward"].ratio
         assert all(0 <= r < math.inf for r in ratios.values())
     assert used == ([False] + [True] * 5 if factor > 0 else [False, True] + [False] * 4)
 
@@ -229,7 +229,7 @@ def test_only_candidates_below_one_are_used(factors: list[float]) -> None:
         index = ALL[step % 2 :: 2] if step < 2 else ALL[:6]
         solve = Solve("forward", TAU, normal(1, WIDTH, 6), 2)
         memory.batch(index, LABELS[index])
-        kept = memory._kept.get("forward")
+        kept = memory.kept.get("forward")
         before = dict(kept.ratio) if kept is not None else {}
         start = memory.load(solve)
         if kept is not None:

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_folder_holds_what_it_should_and_no_leftovers(folder: Path) -> None:
-    names = {"config.yaml", "metrics.jsonl", "summary.json", "model.h5", "history.png", "regions.png"}
+    names = {"config.yaml", "metrics.jsonl", "summary.json", "model.h5", "history.png", "regions.png", "checkpoints"}
     assert {path.name for path in folder.iterdir()} == names
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("history.png", "regions.png"))
 

@@ -11,8 +11,8 @@ method for elliptic problems (1996).
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -58,6 +58,45 @@ class Level:
         return None if self.before is None else (self.start - self.before) / abs(self.before or 1.0)
 
 
+@dataclass
+class Ascent:
+    """How far a training on several levels has come, so that it can go on from there.
+
+    Attributes:
+        levels: those that are done.
+        start: objective at the start of the level that is under way; None: none is.
+        accuracy_start: the same of the accuracy.
+        seconds: of training on it, before `begun`.
+        begun: when training on it began, or went on, by `time.perf_counter`.
+    """
+
+    levels: list[Level] = field(default_factory=list)
+    start: float | None = None
+    accuracy_start: float | None = None
+    seconds: float = 0.0
+    begun: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """As values of JSON."""
+        own = {"start": self.start, "accuracy_start": self.accuracy_start, "seconds": self.so_far()}
+        return {"levels": [asdict(level) for level in self.levels], **own}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Ascent":
+        """From what `state` said."""
+        levels = [Level(**level) for level in state["levels"]]
+        return cls(levels, state["start"], state["accuracy_start"], state["seconds"])
+
+    def so_far(self) -> float:
+        """Seconds of training on the level that is under way."""
+        return self.seconds + (time.perf_counter() - self.begun if self.begun else 0.0)
+
+    def add(self, level: Level) -> None:
+        """The level is done."""
+        self.levels.append(level)
+        self.start, self.accuracy_start, self.seconds, self.begun = None, None, 0.0, 0.0
+
+
 @dataclass(frozen=True)
 class Cascade:
     """Training from few layers to many.
@@ -85,6 +124,7 @@ class Cascade:
         objective: Measure,
         accuracy: Measure | None = None,
         refine: Callable[[Any, int], Any] = prolongate_net,
+        ascent: Ascent | None = None,
     ) -> tuple[Any, tuple[Level, ...]]:
         """Train on all levels; the finest network, and what each level did. Collective.
 
@@ -97,32 +137,41 @@ class Cascade:
             objective: (net) -> scalar, called within ``lpnet.exact(net)``, in eval mode and without gradients.
             accuracy: the same for a second number to report.
             refine: (net, layers) -> the network with more layers; for other solvers on each level.
+            ascent: is kept up to date; with levels done, or one under way, it goes on from there: then `net` is that of
+                the level that is under way, and `train` takes up its state.
 
         Raises:
             InputError: none or several trunks, or another number of layers.
         """
-        given = only_trunk(net).layers
-        if given != self.layers[0]:
-            raise InputError(f"net: {given} layers given, the {self.layers[0]} of the first level allowed")
-        found: list[Level] = []
-        for level, layers in enumerate(self.layers):
-            before = found[-1].end if found else None
-            net = refine(net, layers) if found else net
-            start, accuracy_start = exactly(net, objective), None if accuracy is None else exactly(net, accuracy)
-            work, seconds = self._trained(net, train, level)
-            end, after = exactly(net, objective), None if accuracy is None else exactly(net, accuracy)
-            found.append(Level(layers, before, start, end, after, accuracy_start, work, seconds))
-        return net, tuple(found)
+        ascent = Ascent() if ascent is None else ascent
+        given, first = only_trunk(net).layers, len(ascent.levels)
+        if given != self.layers[first]:
+            which = "first level" if not first else f"level {first + 1}"
+            raise InputError(f"net: {given} layers given, the {self.layers[first]} of the {which} allowed")
 
-    def _trained(self, net: nn.Module, train: Callable[[Any, int], float | None], level: int) -> tuple[float, float]:
-        """Work in gradients of the finest network, and seconds."""
-        trunk, clock = only_trunk(net), time.perf_counter()
+        def looked(net: Any) -> tuple[float, float | None]:
+            return exactly(net, objective), None if accuracy is None else exactly(net, accuracy)
+
+        for level, layers in enumerate(self.layers[first:], first):
+            if ascent.start is None:
+                net = refine(net, layers) if level else net
+                ascent.start, ascent.accuracy_start = looked(net)
+            before = ascent.levels[-1].end if level else None
+            ascent.begun = time.perf_counter()
+            work, seconds = self._trained(net, train, level), ascent.so_far()
+            end, after = looked(net)
+            start, accuracy_start = ascent.start, ascent.accuracy_start
+            ascent.add(Level(layers, before, start, end, after, accuracy_start, work, seconds))
+        return net, tuple(ascent.levels)
+
+    def _trained(self, net: nn.Module, train: Callable[[Any, int], float | None], level: int) -> float:
+        """Work in gradients of the finest network."""
+        trunk = only_trunk(net)
         evaluated = trunk.info.layer_evaluations
         gradients = train(net, level)
-        seconds = time.perf_counter() - clock
         if gradients is None:
             gradients = _everywhere(trunk, trunk.info.layer_evaluations - evaluated) / (2 * trunk.layers)
-        return gradients * trunk.layers / self.layers[-1], seconds
+        return gradients * trunk.layers / self.layers[-1]
 
 
 def halved(layers: int, levels: int) -> tuple[int, ...]:

@@ -76,13 +76,16 @@ class Agreed:
         given: (output, label) -> scalar.
         objective: that of the optimizer.
         theta: its parameters.
+
+    Attributes:
+        known: whether they were compared.
     """
 
     def __init__(self, given: Callable[[Tensor, Tensor], Tensor], objective: Any, theta: Sequence[Tensor]) -> None:
-        self.given, self.objective, self.theta, self._known = given, objective, theta, False
+        self.given, self.objective, self.theta, self.known = given, objective, theta, False
 
     def __call__(self, output: Tensor, label: Tensor) -> Tensor:
-        if self._known:
+        if self.known:
             return self.given(output, label)
         above, value, below = self._own(output, label), self.given(output, label), self._own(output, label)
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -95,7 +98,7 @@ class Agreed:
                 f"loss: one of {given:g} where that of the optimizer is {high:g} given, the same objective or None "
                 "allowed"
             )
-        self._known = True
+        self.known = True
         return value
 
     def _own(self, output: Tensor, label: Tensor) -> Tensor:

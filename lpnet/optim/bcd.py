@@ -23,19 +23,23 @@ from lpnet.optim.vector import Vector
 
 
 class Held(Misfit):
-    """E for a classifier that is minimised by the next evaluation after `renew`, and held from there on."""
+    """E for a classifier that is minimised by the next evaluation after `renew`, and held from there on.
+
+    Attributes:
+        due: whether the next evaluation minimises.
+    """
 
     def __init__(self, head: Head, tol: float, most: int) -> None:
         super().__init__(head, tol, most)
-        self._due = False
+        self.due = False
 
     def renew(self) -> None:
         """Let the next evaluation minimise."""
-        self._due, self.report = True, None
+        self.due, self.report = True, None
 
     def _weights(self, problem: Softmax) -> Tensor:
-        if self._due:
-            self._due = False
+        if self.due:
+            self.due = False
             self._solve(problem)
         return super()._weights(problem)  # in the precision of the layer, the first time as later on
 

@@ -94,6 +94,7 @@ class GaussNewton(torch.optim.Optimizer):
         report: `Report` of the last step, None before the first.
         whole, criterion: net and loss as they were given, where `net` and `loss` are those of a method that solves for
             the classifier by itself.
+        compared: whether the output of the net was compared with that of its parts.
 
     Raises:
         InputError: a value is not allowed; from the first step, a net whose output is not that of its parts one after
@@ -121,7 +122,7 @@ class GaussNewton(torch.optim.Optimizer):
         require(right, "preconditioner", preconditioner, "'dct', None, or an object with a method apply")
         split(net)
         self.net, self.penalties, self.loss = net, penalties_of(net, penalties), loss
-        self.whole, self.criterion, self._compared = net, loss, False
+        self.whole, self.criterion, self.compared = net, loss, False
         self.pcg, self.search, self.cap, self.preconditioner = pcg, search, float(cap), preconditioner
         self.theta = free(net, parameters)
         self.report: Report | None = None
@@ -212,10 +213,10 @@ class GaussNewton(torch.optim.Optimizer):
     def _right(self, problem: Any) -> Problem:
         """The problem, if it is one, of a net that is what its parts say."""
         require(isinstance(problem, Problem), "problem", problem, "step(problem(x, label)) or step_on(x, label)")
-        if not self._compared:
+        if not self.compared:
             with problem.fixed():
                 compare(self.whole, problem.x, self.theta)
-            self._compared = True
+            self.compared = True
         return problem
 
     def _preconditioner(self, problem: Problem) -> Callable[[Vector], Vector]:

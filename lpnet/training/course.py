@@ -1,7 +1,8 @@
 """Where a training stands, and what it goes on with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ class Course:
         until: train to this step.
         done: steps done.
         level: of multilevel training, counted from 1.
+        converged: no more steps are needed on this level.
+        totals: over all steps.
+        last: the record of the last step.
     """
 
     optimizer: torch.optim.Optimizer
@@ -35,7 +39,9 @@ class Course:
     until: int
     done: int = 0
     level: int = 1
+    converged: bool = False
     totals: Record = field(default_factory=lambda: dict(TOTALS))
+    last: Record = field(default_factory=dict)
 
     @classmethod
     def of(cls, net: Network, data: Tensors) -> "Course":
@@ -45,3 +51,24 @@ class Course:
         optimizer = optimizer_of(net)
         schedule = make_schedule(config.schedule, optimizer, steps)
         return cls(optimizer, schedule, batches(data, config.training.batch, config.run.seed), steps, steps)
+
+    @property
+    def rest(self) -> range:
+        """The steps of this level that are still to be done."""
+        return range(self.done + 1, self.done + 1 if self.converged else self.until + 1)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to do, on no level."""
+        return not self.rest and self.until == self.steps
+
+    def state(self) -> dict[str, Any]:
+        """As values of JSON (and numbers that are not finite), but for optimizer and schedule."""
+        return {"done": self.done, "converged": self.converged, "totals": self.totals, "last": self.last}
+
+    def restore(self, state: Mapping[str, Any], net: Network, data: Tensors) -> None:
+        """Go on from there, with the batches that follow."""
+        self.done, self.converged = state["done"], state["converged"]
+        self.totals, self.last = dict(state["totals"]), dict(state["last"])
+        options = net.config.training
+        self.drawn = batches(data, options.batch, net.config.run.seed, self.done)

@@ -9,11 +9,12 @@ import dataclasses
 
 from torch import Tensor
 
-from lpnet.multilevel import Cascade, prolongate_net, prolongate_state
+from lpnet.multilevel import Ascent, Cascade, prolongate_net, prolongate_state
 from lpnet.network import Network
 from lpnet.training.course import Course
 from lpnet.training.evaluation import predict
 from lpnet.training.examples import Tensors
+from lpnet.training.keeper import Keeper
 from lpnet.training.loop import fit
 from lpnet.training.objective import Objective, optimizer_of
 from lpnet.training.records import Log, Record
@@ -29,13 +30,18 @@ class Training:
         net: of the coarsest level.
         data: the examples, equal on all ranks.
         log: is told each step.
+        keeper: keeps checkpoints; None: there are none.
+        ascent: how far it has come; then `net` is of the level that is under way, and the keeper has its state.
 
     Attributes:
         net: the network that is trained now, and at the end the finest.
     """
 
-    def __init__(self, net: Network, data: Tensors, log: Log) -> None:
-        self.net, self.data, self.log = net, data, log
+    def __init__(
+        self, net: Network, data: Tensors, log: Log, keeper: Keeper | None = None, ascent: Ascent | None = None
+    ) -> None:
+        self.net, self.data, self.log, self.keeper = net, data, log, keeper
+        self.ascent = Ascent() if ascent is None else ascent
         self._ends: tuple[int, ...] = ()
         self._course: Course | None = None
         self._record: Record = {}
@@ -44,18 +50,19 @@ class Training:
         """Train; collective. As `loop.fit`, and `levels` with what was done on each of several levels."""
         options, layers = self.net.built_from.multilevel, self.net.built_from.trunk.layers
         if options.levels == 1:
-            return fit(self.net, self.data, self.log)
+            return fit(self.net, self.data, self.log, keeper=self.keeper)
         self._ends = options.ends(self.net.config.training.total_steps(len(self.data.train_y)))
         cascade = Cascade(options.layers(layers))
-        self.net, levels = cascade.run(self.net, self._train, self._objective, self._accuracy, self._refined)
+        measures = self._objective, self._accuracy
+        self.net, levels = cascade.run(self.net, self._train, *measures, self._refined, self.ascent)
         return self._record | {"levels": [dataclasses.asdict(level) | {"jump": level.jump} for level in levels]}
 
     def _train(self, net: Network, level: int) -> None:
         coarse, self.net = self.net, net
         course = Course.of(net, self.data) if self._course is None else onward(self._course, coarse, net)
-        course.until, course.level = self._ends[level], level + 1
+        course.until, course.level, course.converged = self._ends[level], level + 1, False
         self._course = course
-        self._record = fit(net, self.data, self.log, course)
+        self._record = fit(net, self.data, self.log, course, self.keeper)
 
     def _refined(self, net: Network, layers: int) -> Network:
         solver = net.built_from.at_layers(layers).solver

@@ -20,11 +20,15 @@ from lpnet.sharded import clip_grad_norm_, grad_norm, synchronize
 from lpnet.training.course import Course
 from lpnet.training.evaluation import evaluate
 from lpnet.training.examples import Tensors
+from lpnet.training.keeper import Keeper
 from lpnet.training.objective import Objective, descent_of
 from lpnet.training.records import Log, Record, counted, diverged, solves
+from lpnet.training.state import State
 
 
-def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> Record:
+def fit(
+    net: Network, data: Tensors, log: Log, course: Course | None = None, keeper: Keeper | None = None
+) -> Record:
     """Train the network as its configuration says; collective.
 
     Args:
@@ -32,6 +36,7 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
         data: the examples, equal on all ranks.
         log: is told each step.
         course: goes on from there; None: from the beginning to the end.
+        keeper: keeps checkpoints, and may have one to go on from; None: there are none.
 
     Returns:
         The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
@@ -41,49 +46,59 @@ def fit(net: Network, data: Tensors, log: Log, course: Course | None = None) -> 
 
     Raises:
         NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
+        Stopped, OutputError: from the keeper.
     """
-    config, options = net.config, net.config.training
     course = Course.of(net, data) if course is None else course
     objective = Objective(net, course.optimizer)
     descent = descent_of(net, course.optimizer, objective, len(data.train_y))
-    record, good = Record(), _copies(net)
-    for step in range(course.done + 1, course.until + 1):
-        start = time.perf_counter()
-        note(net.trunk.comm, "step", step)
-        epoch, index = next(course.drawn)
-        lr = course.optimizer.param_groups[0]["lr"]
-        with phase(net.trunk.comm, "loss and gradient"):
-            loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
-        norm = _gradient_norm(net, config.optimizer.clip)
-        progress = descent.progress(loss, norm)
-        record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting, "grad_norm": norm}
-        record |= {"lr": lr, "level": course.level, "layers": net.trunk.layers} | solves(net, progress)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            log.step(record | {"seconds": time.perf_counter() - start})
-            _restore(net, good)
-            raise NonFiniteError(_stopped(record))
-        course.totals |= counted(course.totals, progress)
-        if progress.diverged:
-            log.warn(diverged(step, progress))
-        _copy(good, net)
-        with phase(net.trunk.comm, "optimizer"):
-            descent.update()
-        course.done = step
-        if step < course.steps:  # a schedule is made for so many steps, and not one more
-            course.schedule.step()
-        record["seconds"] = time.perf_counter() - start
-        last = step == course.until or progress.converged
-        if last or (options.validate_every and step % options.validate_every == 0):
-            record |= evaluate(net, data)
-            if synchronize(net):
-                log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
-        log.step(record)
-        if progress.converged:
-            log.warn(f"step {step}: residuals and gradient are within oneshot.tol; {_ended(course)}")
-            break
+    state = State(net, data, course, descent, _copies(net))
+    if keeper is not None:
+        keeper.begin(state)
+    while course.rest:
+        _step(state, objective, log)
+        if course.converged:
+            log.warn(f"step {course.done}: residuals and gradient are within oneshot.tol; {_ended(course)}")
+        if keeper is not None:
+            keeper.after(state)
     work = net.trunk.comm.allgather(np.array([[net.trunk.info.layer_evaluations]]), [1] * net.trunk.comm.size)
     course.totals["layer_evaluations"] += int(work.sum())
-    return record | course.totals
+    return course.last | course.totals
+
+
+def _step(state: State, objective: Objective, log: Log) -> None:
+    """The next step of the course; collective."""
+    start = time.perf_counter()
+    net, data, course, descent = state.net, state.data, state.course, state.descent
+    options, step = net.config.training, course.done + 1
+    note(net.trunk.comm, "step", step)
+    epoch, index = next(course.drawn)
+    lr = course.optimizer.param_groups[0]["lr"]
+    with phase(net.trunk.comm, "loss and gradient"):
+        loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
+    norm = _gradient_norm(net, net.config.optimizer.clip)
+    progress = descent.progress(loss, norm)
+    record: Record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting, "grad_norm": norm}
+    record |= {"lr": lr, "level": course.level, "layers": net.trunk.layers} | solves(net, progress)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        log.step(record | {"seconds": time.perf_counter() - start})
+        _restore(net, state.good)
+        raise NonFiniteError(_stopped(record))
+    course.totals |= counted(course.totals, progress)
+    if progress.diverged:
+        log.warn(diverged(step, progress))
+    _copy(state.good, net)
+    with phase(net.trunk.comm, "optimizer"):
+        descent.update()
+    course.done, course.converged = step, progress.converged
+    if step < course.steps:  # a schedule is made for so many steps, and not one more
+        course.schedule.step()
+    record["seconds"] = time.perf_counter() - start
+    if not course.rest or (options.validate_every and step % options.validate_every == 0):
+        record |= evaluate(net, data)
+        if synchronize(net):
+            log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
+    log.step(record)
+    course.last = record
 
 
 def _ended(course: Course) -> str:

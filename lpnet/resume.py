@@ -1,0 +1,151 @@
+"""Going on with a run that was stopped, on any number of ranks.
+
+    python -m lpnet.train --resume RUNDIR [--run.threads 2 ...]
+
+The newest checkpoint that is whole says all: configuration, state and history. `metrics.jsonl` is written anew from it,
+so that the lines of steps which are done again are not there twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lpnet.asked import Resume
+from lpnet.checkpoint.content import Content
+from lpnet.checkpoint.store import FOLDER, Checkpoints
+from lpnet.checkpoint.stored import Stored
+from lpnet.commandline import from_mapping
+from lpnet.config import Config, as_dict
+from lpnet.errors import InputError, warn
+from lpnet.launch import Answer, share, together
+from lpnet.log import RunLog
+from lpnet.multilevel import Ascent
+from lpnet.rundir import SUMMARY
+from lpnet.slab import Comm
+from lpnet.training.keeper import Around, Keeper
+from lpnet.training.levels import Training
+from lpnet.training.warm import matters
+
+
+@dataclass(frozen=True)
+class Left:
+    """A run as its checkpoint left it.
+
+    Attributes:
+        stored: the checkpoint.
+        config: of the run, with what is to change.
+        layers: of the level that is under way.
+        ascent: through the levels.
+        done: steps done.
+        seconds: of all runs so far.
+        resumed: how often it went on already.
+        data: the fingerprint of its examples.
+        history: packed, on rank 0.
+    """
+
+    stored: Stored
+    config: Config
+    layers: int
+    ascent: Ascent
+    done: int
+    seconds: float
+    resumed: int
+    data: int
+    history: bytes
+
+    def require_data(self, fingerprint: int) -> None:
+        """Require that the examples are those of the run.
+
+        Raises:
+            InputError: they are not.
+        """
+        if fingerprint != self.data:
+            name = self.config.data.name if self.config.data.path is None else self.config.data.path
+            raise InputError(f"--resume: a run on other examples than those of {name!r} now given, the same needed")
+
+
+def left(comm: Comm, folder: Path, asked: Resume) -> Left:
+    """What the run in this folder has left; collective.
+
+    Raises:
+        Answer: it is finished.
+        InputError: there is no checkpoint that is whole, or it is none of a run.
+    """
+    if share(comm, "yes" if comm.rank == 0 and (folder / SUMMARY).exists() else ""):
+        raise Answer(f"{folder}: this run is finished, nothing is left to do")
+
+    def tell(text: str) -> None:
+        if comm.rank == 0:
+            warn(text)
+
+    stored = Checkpoints(comm, folder / FOLDER, 1).newest(tell)
+    with together(comm):
+        return _left(stored, asked, comm.rank == 0)
+
+
+def _left(stored: Stored, asked: Resume, first: bool) -> Left:
+    try:
+        run, done = stored.meta["run"], int(stored.meta["course"]["done"])
+        history = bytes(stored.whole("history").numpy()) if first else b""
+        ascent, config = Ascent.of(run["ascent"]), from_mapping(run["config"])
+        numbers = int(run["layers"]), ascent, done, float(run["seconds"]), int(run["resumed"]), int(run["data"])
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise stored.unusable("it is of no run of lpnet.train") from error
+    return Left(stored, asked.of(config), *numbers, history)
+
+
+def keeper_of(
+    comm: Comm, folder: Path, config: Config, about: Callable[[], dict[str, Any]], log: RunLog, left: Left | None,
+    signal: Callable[[], int],
+) -> Keeper:
+    """Keeps the checkpoints of a run.
+
+    Args:
+        comm: the ranks.
+        folder: of the run.
+        config: of the run.
+        about: what `about` says of it.
+        log: has its history.
+        left: what it goes on from; None: it begins.
+        signal: see `Around`.
+    """
+
+    def content() -> Content:
+        packed = b""
+        with together(comm):
+            packed = log.packed()
+        history = torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
+        return Content({"run": about()}, {"history": history})
+
+    around = Around(content, signal, lambda: log.failure)
+    store = Checkpoints(comm, folder / FOLDER, config.run.keep)
+    stored = None if left is None else left.stored
+    return Keeper(store, around, config.run.checkpoint_every, config.run.checkpoint_warm, stored)
+
+
+def about(training: Training, config: Config, seconds: float, resumed: int, data: int) -> dict[str, Any]:
+    """What `Left` has to know of a run, as values of JSON."""
+    return {
+        "config": as_dict(config),
+        "layers": training.net.trunk.layers,
+        "ascent": training.ascent.state(),
+        "seconds": seconds,
+        "resumed": resumed,
+        "data": data,
+    }
+
+
+def cold(left: Left, training: Training) -> str:
+    """A warning where the run cannot be as if it had never stopped; empty: it can."""
+    if "warm" in left.stored.meta or not matters(training.net.trunk):
+        return ""
+    return (
+        "run.checkpoint_warm: false when the checkpoint was written, so the next solves start from nothing, and the "
+        "history is not that of a run which never stopped"
+    )

@@ -1,0 +1,169 @@
+"""All that the steps of a training change, as a checkpoint holds it: what comes after depends on it alone.
+
+Weights, optimizer and schedule are as `lpnet.checkpoint.states` has them. Besides:
+
+    good/trunk/K        the last weights whose loss was finite
+    generator/cpu       the generators of torch
+    warm/…              what the next solves start from (`lpnet.training.warm`)
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lpnet.checkpoint import states
+from lpnet.checkpoint.content import Content, Rows
+from lpnet.checkpoint.stored import Stored
+from lpnet.errors import InputError
+from lpnet.gradient import random_state, set_random_state
+from lpnet.module import LayerParallel
+from lpnet.network import Network
+from lpnet.oneshot import Descent, OneShot
+from lpnet.optim import GaussNewton
+from lpnet.optim.agreement import Agreed
+from lpnet.optim.bcd import Held
+from lpnet.sharded import slab_of
+from lpnet.training import warm
+from lpnet.training.course import Course
+from lpnet.training.examples import Tensors
+
+
+@dataclass
+class State:
+    """What one level of a training works with.
+
+    Args:
+        net: is trained.
+        data: the examples.
+        course: where the training stands.
+        descent: its method.
+        good: the last weights whose loss was finite, in the order of the parameters.
+    """
+
+    net: Network
+    data: Tensors
+    course: Course
+    descent: Descent
+    good: list[Tensor]
+
+    def content(self, warm_states: bool) -> Content:
+        """For a checkpoint, with what the next solves start from or without; collective."""
+        net, course = self.net, self.course
+        found = states.of_net(net) | states.of_optimizer(course.optimizer, net) | states.of_schedule(course.schedule)
+        for path, p, value in self._good():
+            if slab_of(p) is None:
+                found.whole[path] = value
+            else:
+                found.rows[path] = Rows(value)
+        found.meta |= {"course": course.state(), "trunk": of_trunk(net.trunk), "method": of_method(self.descent)}
+        return found | _generators() | (warm.content(net.trunk) if warm_states else Content())
+
+    def restore(self, stored: Stored) -> None:
+        """Go on from there, on any number of ranks; collective.
+
+        Raises:
+            InputError: it is a checkpoint of another training.
+        """
+        net, course = self.net, self.course
+        with _believed(stored):
+            states.into_net(stored, net)
+            states.into_optimizer(stored, course.optimizer, net)
+            states.into_schedule(stored, course.schedule)
+            for path, p, value in self._good():
+                slab = slab_of(p)
+                value.copy_(stored.whole(path) if slab is None else stored.rows(path, slab.lo, slab.hi))
+            course.restore(stored.meta["course"], net, self.data)
+            into_trunk(stored.meta["trunk"], net.trunk)
+            into_method(stored.meta["method"], self.descent, self.data)
+            _regenerate(stored)
+            if "warm" in stored.meta:
+                warm.restore(stored, net.trunk)
+
+    def _good(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for (name, p), value in zip(self.net.named_parameters(), self.good, strict=True):
+            yield f"good/{name.replace('.', '/')}", p, value
+
+
+@contextmanager
+def _believed(stored: Stored) -> Iterator[None]:
+    """Inside, what is of another form than `State.content` has made it is an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise stored.unusable("it is of another training") from error
+
+
+# ---- trunks and methods --------------------------------------------------------------------------------------------
+
+
+def of_trunk(trunk: LayerParallel) -> dict[str, Any]:
+    """What a trunk has learnt and counted beside its weights; collective."""
+    comm, watch, control = trunk.comm, trunk._watch.state(), trunk._controller
+    mine = np.array([[trunk.info.layer_evaluations, watch["undone"]]])
+    evaluated, undone = comm.allgather(mine, [1] * comm.size).sum(axis=0).tolist()
+    return {
+        "calls": trunk._calls,
+        "layer_evaluations": evaluated,
+        "watch": watch | {"undone": bool(undone)},
+        "control": None if control is None else control.state(),
+    }
+
+
+def into_trunk(state: Mapping[str, Any], trunk: LayerParallel) -> None:
+    """Go on from there; what was counted on all ranks is counted on the first."""
+    trunk._calls = state["calls"]
+    trunk.info.layer_evaluations = state["layer_evaluations"] if trunk.comm.rank == 0 else 0
+    trunk._watch.restore(state["watch"])
+    if trunk._controller is not None:
+        trunk._controller.restore(state["control"])
+
+
+def of_method(descent: Descent) -> dict[str, Any]:
+    """What a method and an optimizer of lpnet keep beside the state that optimizers of torch have, too."""
+    found: dict[str, Any] = {}
+    if isinstance(descent, OneShot):
+        found |= {"first_norm": descent.first_norm, "begun": descent.previous is not None}
+    if isinstance(descent.loss, Agreed):
+        found["known"] = descent.loss.known
+    if isinstance(descent.optimizer, GaussNewton):
+        found["compared"] = descent.optimizer.compared
+        if isinstance(descent.optimizer.loss, Held):
+            found["due"] = descent.optimizer.loss.due
+    return found
+
+
+def into_method(state: Mapping[str, Any], descent: Descent, data: Tensors) -> None:
+    """Go on from there; without mini-batches each step has all examples."""
+    if isinstance(descent, OneShot):
+        descent.first_norm = state["first_norm"]
+        descent.previous = data.train_x.detach().clone() if state["begun"] else None
+    if isinstance(descent.loss, Agreed):
+        descent.loss.known = state["known"]
+    if isinstance(descent.optimizer, GaussNewton):
+        descent.optimizer.compared = state["compared"]
+        if isinstance(descent.optimizer.loss, Held):
+            descent.optimizer.loss.due = state["due"]
+
+
+# ---- generators ----------------------------------------------------------------------------------------------------
+
+
+def _generators() -> Content:
+    host, devices = random_state()
+    found = {"generator/cpu": host} | {f"generator/cuda/{i}": state for i, state in enumerate(devices)}
+    return Content(whole=found)
+
+
+def _regenerate(stored: Stored) -> None:
+    """As far as there are GPUs like those before."""
+    _, own = random_state()
+    names = set(stored.names())
+    kept = [f"generator/cuda/{i}" for i in range(len(own))]
+    devices = [stored.whole(name) if name in names else now for name, now in zip(kept, own, strict=True)]
+    set_random_state((stored.whole("generator/cpu"), devices))

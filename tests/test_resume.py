@@ -1,0 +1,77 @@
+"""A training that was stopped and goes on is the one that was never stopped, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resumption import Trained, timeless
+
+from lpnet.choices import SCHEDULES
+from lpnet.optimizers import OPTIMIZERS, SEARCHING
+from lpnet.slab import Comm
+from lpnet.training.examples import batches
+
+FULL = ("--training.batch=null",)
+ONESHOT = ("--training.method=simultaneous",)
+TAU = tuple(f"--solver.{way}.initial=tau" for way in ("forward", "adjoint"))
+WARM = tuple(f"--solver.{way}.initial=warm" for way in ("forward", "adjoint"))
+DEEP = tuple(f"--solver.{way}.{key}" for way in ("forward", "adjoint") for key in ("levels=3", "coarsening=2"))
+LEVELS = ("--multilevel.levels=3", "--training.steps=9")
+
+
+def warmup(schedule: str) -> str:
+    return f"--schedule.warmup={0 if schedule == 'onecycle' else 2}"
+
+
+CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    **{name: ((f"--optimizer.name={name}", *(FULL if name in SEARCHING else ())), (3,)) for name in OPTIMIZERS},
+    **{f"schedule {name}": ((f"--schedule.name={name}", warmup(name)), (1, 4)) for name in SCHEDULES},
+    "lbfgs with batches": (("--optimizer.name=lbfgs",), (3,)),
+    "every step": ((), (1, 2, 3, 4, 5, 6)),
+    "warm": (WARM + DEEP + FULL, (3,)),
+    "tau with batches": (TAU, (3,)),
+    "tau on three levels": (TAU + DEEP + FULL, (3,)),
+    "simultaneous": (ONESHOT + FULL, (2, 4)),
+    "simultaneous with batches": (ONESHOT, (1, 4)),
+    "simultaneous on three levels": (ONESHOT + DEEP, (4,)),
+    "simultaneous with classes": ((*ONESHOT, "--oneshot.warm=class"), (3,)),
+    "simultaneous with lbfgs": ((*ONESHOT, *FULL, "--optimizer.name=lbfgs"), (3,)),
+    "simultaneous with bcd": ((*ONESHOT, *FULL, "--optimizer.name=bcd"), (3,)),
+    "until converged": ((*ONESHOT, *FULL, "--oneshot.tol=0.5", "--training.steps=12"), (1, 2)),
+    "control": (("--control.gradient_tol=0.01", "--control.every=2", "--trunk.T=10", "--optimizer.lr=0.1"), (2, 4, 5)),
+    "control grid": (("--trunk.controls=4", "--trunk.basis=linear", "--optimizer.name=adamw"), (3,)),
+    "levels": (LEVELS, (1, 3, 4, 6, 8)),
+    "levels with tau": ((*LEVELS, *ONESHOT, "--trunk.layers=16"), (2, 3, 7)),
+    "levels with momentum": ((*LEVELS, "--optimizer.name=sgd", "--optimizer.momentum=0.9", "--trunk.layers=16"), (5,)),
+    "random layers": (("--trunk.init=random", "--optimizer.clip=0.1", "--run.dtype=float32"), (3,)),
+}
+
+
+def compare(whole: Trained, parts: list[Trained]) -> None:
+    records = [timeless(record) for part in parts for record in part.log.records]
+    assert records == [timeless(record) for record in whole.log.records]
+    assert timeless(parts[-1].record) == timeless(whole.record)
+    assert all(torch.equal(p, q) for p, q in zip(parts[-1].weights(), whole.weights(), strict=True))
+    assert [text for part in parts for text in part.log.warnings] == whole.log.warnings
+
+
+@pytest.mark.filterwarnings("ignore:lpnet")
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_that_goes_on_is_the_one_that_never_stopped(name: str, tmp_path: Path) -> None:
+    arguments, stops = CASES[name]
+    whole = Trained(Comm(), tmp_path / "whole", arguments)
+    torch.manual_seed(len(whole.log.records))  # that of another process
+    parts = [Trained(Comm(), tmp_path / "parts", arguments, stop) for stop in (*stops, None)]
+    assert all(part.stopped for part in parts[:-1])
+    compare(whole, parts)
+
+
+@pytest.mark.parametrize("size", [16, 40, 41, None])
+def test_batches_begin_anywhere(size: int | None) -> None:
+    data: Any = type("Data", (), {"train_y": torch.zeros(40)})
+    whole = batches(data, size, 3)
+    for done in range(8):
+        epoch, index = next(whole)
+        other, found = next(batches(data, size, 3, done))
+        assert (epoch, index.tolist()) == (other, found.tolist())
