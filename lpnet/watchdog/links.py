@@ -5,6 +5,7 @@ are small and few; they are put into buffers and sent as the system takes them, 
 """
 
 import json
+import resource
 import secrets
 import selectors
 import socket
@@ -18,7 +19,7 @@ from lpnet.slab import Comm
 
 Message = dict[str, Any]
 
-PATIENCE = 3.0
+PATIENCE = 10.0
 """Seconds for one address to answer."""
 
 _LONGEST, _HELLO = 2**20, 2**10  # bytes of a line, and of the first one
@@ -166,6 +167,7 @@ def connected(comm: Comm) -> Links | None:
     if comm.rank:
         good = links.connect(at, comm.rank)
     else:
+        _allow_files(comm.size)
         until = time.monotonic() + PATIENCE * (1 + len(at["hosts"]))
         while len(links.peers) < comm.size - 1 and time.monotonic() < until:
             links.poll(0.1)
@@ -188,6 +190,14 @@ def _greeted(host: str, to: Message, rank: int) -> socket.socket | None:
             return None
         stack.pop_all()
         return sock
+
+
+def _allow_files(ranks: int) -> None:
+    """As many open files as there are connections, and what a process has besides, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = ranks + 256
+    if 0 <= soft < needed:  # a negative one is infinite
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else min(needed, hard), hard))
 
 
 def _server(local: bool) -> socket.socket:
