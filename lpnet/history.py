@@ -9,7 +9,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,7 +61,8 @@ class History:
 
     def close(self) -> None:
         """No more lines."""
-        self._open.close()
+        with suppress(OSError):  # what is left in buffers is what `add` has failed to write, and has said so
+            self._open.close()
 
 
 def _nameless(folder: Path) -> IO[bytes]:

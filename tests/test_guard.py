@@ -1,15 +1,20 @@
 """Laws of stopping and dying: signals set a flag, a killed rank takes the job with it, and so does a lost launcher."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jobs import started, wait_for
 from small_runs import SMALL
 
-from lpnet import launch, sameness, signals
+from lpnet import launch, sameness, signals, train
+from lpnet.checkpoint.store import FOLDER, Checkpoints
 from lpnet.slab import Comm
 
 ENDLESS = ("-m", "lpnet.train", *SMALL, "--training.steps=1000000", "--training.validate_every=null")
@@ -70,6 +75,59 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path, late: bool) -> None:
         os.kill(ranks[1], signal.SIGKILL)
         code, _ = job.end(10)
     assert code != 0
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with started(3, *ENDLESS, "--run.dir", str(tmp_path / "run")) as job:
+        ranks = job.pids()
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        os.kill(ranks[1], signal.SIGTERM)
+        code, said = job.end(20)
+    assert code == launch.STOPPED
+    assert said.count("stopped by a signal") == 1
+    lines = metrics.read_text().splitlines()
+    assert (tmp_path / "run" / "checkpoints" / f"step-{len(lines):08d}.h5").exists()
+    assert json.loads(lines[-1])["step"] == len(lines)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "lpnet-test", str(folder)]
+    if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("every", [1, 1000000])
+def test_a_full_disk_ends_the_run_and_leaves_a_checkpoint(
+    small_disk: Path, every: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it is a checkpoint that does not fit, or the lines of the history."""
+    run = small_disk / "run"
+    arguments = [*ENDLESS[2:], "--run.dir", str(run), f"--run.checkpoint_every={every}", "--trunk.width=8"]
+    assert train.main(arguments) == launch.UNWRITABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert str(run) in line
+    stored = Checkpoints(Comm(), run / FOLDER, 1).newest(pytest.fail)
+    assert stored.meta["course"]["done"] >= 0
+    stored.close()
+    assert list(run.glob("**/*.part")) == []
+
+
+def test_a_read_only_folder_is_refused(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert train.main([*SMALL, "--run.dir", str(small_disk / "run")]) == launch.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run.dir" in line
+    assert "Read-only file system" in line
 
 
 def test_a_stalled_job_says_where_it_is_and_ends(tmp_path: Path) -> None:
