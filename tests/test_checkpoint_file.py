@@ -138,6 +138,21 @@ def test_a_disk_that_fills_up_leaves_what_there_was(tmp_path: Path, ranks: int) 
         assert len(whole(written(path, ranks, lambda comm: sample(comm, 7)))["trunk/K"]) == 7
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_disk_that_fails_behind_our_back(tmp_path: Path, ranks: int) -> None:
+    """What the system has taken, and cannot bring to the disk."""
+
+    def trial(comm: Comm) -> None:
+        with pytest.raises(OutputError, match=r"c.h5' cannot be written \(Input/output error\)"):
+            write(tmp_path / "c.h5", comm, sample(comm, 7))
+
+    failure = OSError(5, os.strerror(5))
+    for flush, where in ((30, "os.fdatasync"), (10**6, "os.fsync")):
+        with mock.patch("lpnet.checkpoint.target._FLUSH", flush), mock.patch(where, side_effect=failure):
+            on(ranks, trial)
+        assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, ranks: int) -> None:
     (tmp_path / "file").touch()

@@ -1,7 +1,9 @@
 """The file that a checkpoint is written to: HDF5 made by one rank, or by all of them where HDF5 is built for that."""
 
 import io
+import os
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,21 @@ FORMAT, SCHEMA = "lpnet-checkpoint", 1
 DATA, META, TABLE = "data", "meta", "table"
 
 _PAGE = 4096
+_FLUSH = 64 * 2**20
 
 
 class Disk(io.FileIO):
     """A new file that takes whatever HDF5 writes, also after the disk has refused something, which `error` keeps.
 
-    HDF5 would not close a file that it cannot write.
+    HDF5 would not close a file that it cannot write. A thread brings the data to the disk meanwhile: the system would
+    keep gigabytes of them in memory until the end, and then be silent for long.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
         self.error: OSError | None = None
+        self._beside, self._flushed = ThreadPoolExecutor(1, "flush"), 0
+        self._flush: Future[None] | None = None
 
     def write(self, given: Any) -> int:
         left = memoryview(given).cast("B")
@@ -35,9 +41,26 @@ class Disk(io.FileIO):
         try:
             while len(left) and self.error is None:
                 left = left[super().write(left) :]
+            self._flushed += total
+            if self._flushed >= _FLUSH and self.error is None:
+                self._wait()
+                self._flush, self._flushed = self._beside.submit(os.fdatasync, self.fileno()), 0
         except OSError as error:
             self.error = error
         return total
+
+    def _wait(self) -> None:
+        if self._flush is not None:
+            self._flush.result()
+
+    def finish(self) -> None:
+        """Nothing more is written."""
+        try:
+            self._wait()
+        except OSError as error:
+            self.error = self.error or error
+        self._beside.shutdown()
+        self.close()
 
     def truncate(self, size: int | None = None) -> int:
         try:
@@ -106,16 +129,16 @@ class Target:
     def close(self) -> None:
         """Nothing more is written."""
         self._file.close()
-        self._check()
         if self._disk is not None:
-            self._disk.close()
+            self._disk.finish()
+        self._check()
 
     def drop(self) -> None:
         """Nothing more is written, and what there is is of no use."""
         if self._disk is not None and not self._disk.closed:
             self._disk.error = self._disk.error or OSError("dropped")
             self._file.close()
-            self._disk.close()
+            self._disk.finish()
 
     def _check(self) -> None:
         if self._disk is not None and self._disk.error is not None:
