@@ -121,10 +121,11 @@ class Layers:
             self._one = like.shape, self._tapes(1, like, self)
         return self._one[1]
 
-    def _layers(self, a: int, b: int, tape: Tape) -> Iterable[tuple[int, int]]:
-        """Layers a, …, b − 1 as indices of their weights, and of their places on the tape."""
+    def _layers(self, a: int, b: int, tape: Tape, step: int = 1) -> Iterable[tuple[int, int]]:
+        """Layers a, …, b − 1 (or back) as indices of their weights, and of their places on the tape."""
         lo, shift = self.lo, self.lo + tape.shift
-        return zip(range(a - lo, b - lo), range(a - shift, b - shift) if tape.kept else repeat(0), strict=False)
+        places = range(a - shift, b - shift)[::step] if tape.kept else repeat(0)
+        return zip(range(a - lo, b - lo)[::step], places, strict=False)
 
     def reset_grads(self) -> None:
         """Forget the weight gradients of all fields."""
@@ -240,7 +241,7 @@ class Layers:
             return
         self.again += (b - a) * (self.how.store == "reverse")
         acts = self._backwards(slots, self._places(tape, tape.ends[b]), None, False, True)
-        for j, at in reversed(list(self._layers(a, b, tape))):
+        for j, at in self._layers(a, b, tape, -1):
             for act in acts:
                 act(j, at)
 
@@ -284,7 +285,7 @@ class Layers:
             self._rewind(end, layers.stop, slots, tape)
         acts = self._backwards(slots, places, bars, gradients, rebuild)
         self.again += len(layers) * (self.how.store == "reverse")
-        for j, at in reversed(list(self._layers(layers.start, layers.stop, tape))):
+        for j, at in self._layers(layers.start, layers.stop, tape, -1):
             for act in acts:
                 act(j, at)
         if self.how.store == "reverse" and layers.start in tape.starts:
@@ -292,7 +293,7 @@ class Layers:
 
     def _pull_general(self, layers: range, bars: list[Tensor], tape: Tape, gradients: bool) -> None:
         sources: list[Slot] = []
-        for j, at in reversed(list(self._layers(layers.start, layers.stop, tape))):
+        for j, at in self._layers(layers.start, layers.stop, tape, -1):
             x, place = tape.states[j + self.lo], Place(j, tape.kept, at)
             sources = self._sources(x)
             programs.replay(self.program, self.fields, self._work(x), place, sources)
@@ -305,7 +306,7 @@ class Layers:
         (step,) = stages_of(self.program)
         field, y, spare = self.fields[step.term], slots[0], slots[-1]
         pull, keep = field.pull_grad if gradients else field.pull, field.tape(1, tape.ends[end])
-        for j, at in reversed(list(self._layers(layers.start, layers.stop, tape))):
+        for j, at in self._layers(layers.start, layers.stop, tape, -1):
             field.add(y, spare, 0.0, keep, j, 0)
             pull(y, bars[0], bars[0], step.w, keep, j, 0)
             field.remove(y, y, step.w, tape.kept[0], j, at)
