@@ -11,12 +11,12 @@ from lpnet.check import CheckReport, check
 from lpnet.control import Adaptive
 from lpnet.controls import Controls
 from lpnet.errors import InputError, NonFiniteError
-from lpnet.mgrit import Info
 from lpnet.module import LayerParallel
 from lpnet.oneshot import OneShot
 from lpnet.options import MGRIT, Serial
 from lpnet.plan import Plan, plan
 from lpnet.recall import WarmStates
+from lpnet.residuals import Info
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.version import __version__
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from lpnet.direction import Direction
-from lpnet.mgrit import Info
 from lpnet.phases import phase
 from lpnet.propagator import Layers
+from lpnet.residuals import Info
 from lpnet.tape import Tape, round_trip
 
 Part = Callable[[int, Tensor], Tensor]

@@ -28,8 +28,9 @@ from lpnet.costs import Costs
 from lpnet.direction import Direction
 from lpnet.fabrics import rounds
 from lpnet.hierarchy import Level
-from lpnet.mgrit import FinePropagator, Info, Solver
+from lpnet.mgrit import FinePropagator, Solver
 from lpnet.options import MGRIT, SolverOptions
+from lpnet.residuals import Info
 from lpnet.slab import Comm, Posted, Slab
 from lpnet.steppers import Picard, Program, Stepper, evaluations, stages_of
 

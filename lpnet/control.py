@@ -82,12 +82,14 @@ class Report:
         exact: the gradient that was used is that of the exact chain.
         checked: it was compared with a reference, which was then used in its place.
         cycles: cycles of the step's schedule, forward and adjoint.
+        diverged: those of one of the two led nowhere, and the exact chain was done in their place.
     """
 
     gradient_error: float
     exact: bool
     checked: bool
     cycles: tuple[int, int] = (0, 0)
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,10 @@ class Controller:
             self._offset -= 1
             self._next_check = self._steps + 1
 
+    def diverged(self) -> None:
+        """The cycles of a step led nowhere, and the exact chain was done in their place: a check that has failed."""
+        self.settle([math.inf], math.inf, True, Signals(math.inf, math.inf, 1.0, 1.0))
+
     def _fail(self) -> None:
         """Cycles do not reach the tolerance at the price of the exact chain: stay with that for a while.
 
@@ -254,6 +260,11 @@ class Controller:
             return
         self._failed = 0
         self._left, self._stay = self._stay, min(2 * self._stay, _LONGEST * self.adaptive.every)
+
+
+def exactly(schedule: Schedule) -> Schedule:
+    """By the exact chain what this schedule does."""
+    return Schedule(exact_of(schedule.forward), exact_of(schedule.adjoint), True)
 
 
 def exact_of(options: SolverOptions) -> Serial:

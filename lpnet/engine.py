@@ -21,11 +21,12 @@ from lpnet.direction import Direction
 from lpnet.fields import Field
 from lpnet.fine import AdjointFine, ForwardFine
 from lpnet.how import STORED, How
-from lpnet.mgrit import Info, Solver, here
+from lpnet.mgrit import Solver
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.parted import Parted
 from lpnet.phases import phase, phased, tell
 from lpnet.propagator import Layers
+from lpnet.residuals import Info, here
 from lpnet.slab import Comm, Slab
 from lpnet.steppers import Stepper
 from lpnet.tape import Tape, round_trip

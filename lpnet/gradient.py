@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lpnet.control import Controller, Report, Schedule, Signals, exact_of, reduction
+from lpnet.control import Controller, Report, Schedule, Signals, exact_of, exactly, reduction
 from lpnet.controls import squares
 from lpnet.engine import Solution
 from lpnet.errors import InputError
-from lpnet.mgrit import Info
+from lpnet.residuals import Info
 from lpnet.step import Gradient, Step, Trial, Trunk
 
 
@@ -37,36 +37,40 @@ class Check:
     def __init__(self, step: Step, first: Gradient, signals: Signals, controller: Controller) -> None:
         self.trunk, self.guess, self.controller = step.trunk, step.guess, controller
         self._signals, self._found = signals, [first]
-        self.done, self.report = False, Report(math.inf, False, True, _cycles(first))
+        self.done, self.report = False, _report(math.inf, False, True, first)
         self.schedule, self._spent = controller.next_of_check(1, 0.0)
 
     def add(self, gradient: Gradient) -> None:
         """The gradient by `schedule`; collective."""
         self._found.append(gradient)
         errors, rate = _errors(self.trunk, self._found), math.inf
-        exact, others = self.schedule.exact, self._found[: -1 if self.schedule.exact else None]
+        exact = self.schedule.exact or gradient.forward.diverged
+        others = self._found[: -1 if exact else None]
         if len(others) > 1:
             rate = reduction(others[-2].residuals, others[-1].residuals)
         self.done = exact or self.controller.enough(errors, rate)
         if self.done:
             self.controller.settle(errors, rate, exact, self._signals)
-            self.report = Report(errors[0], exact, True, self.report.cycles)
+            self.report = _report(errors[0], exact, True, self._found[0])
         else:
             self.schedule, self._spent = self.controller.next_of_check(len(self._found), self._spent)
 
 
 def _judged(step: Step, first: Gradient, schedule: Schedule, controller: Controller) -> Report | Check:
     """What control says of a gradient: a report, or a check that is to be done; collective."""
-    if schedule.exact:
-        return Report(0.0, True, False, _cycles(first))
+    if schedule.exact or first.forward.diverged:
+        if first.forward.diverged and math.isfinite(_norms(step.trunk, [first])[0]):
+            controller.diverged()
+        return _report(0.0, True, False, first)
     # That of rank 0: the cotangent is replicated, and may differ in the last bits on mixed hardware.
     z = step.trunk._slab.comm.bcast_(torch.linalg.vector_norm(step.z.double()).cpu().reshape(1), 0).item()
     g = _norms(step.trunk, [first])[0] if first.weights else float(torch.linalg.vector_norm(first.inputs.double()))
     signals = Signals(*first.residuals, z, g)
-    estimate = controller.estimate(signals)
+    # Where the adjoint's cycles alone led nowhere, its residual says nothing of the states that it is exact for.
+    estimate = math.inf if first.adjoint.diverged else controller.estimate(signals)
     if controller.wants_check(estimate):
         return Check(step, first, signals, controller)
-    return Report(estimate, False, False, _cycles(first))
+    return _report(estimate, False, False, first)
 
 
 def _checked(step: Step, check: Check) -> Gradient:
@@ -98,8 +102,9 @@ def _errors(trunk: Trunk, found: list[Gradient]) -> list[float]:
     return [max(_ratio(w, size), _ratio(y, whole)) for w, y in zip(weights, inputs, strict=True)]
 
 
-def _cycles(g: Gradient) -> tuple[int, int]:
-    return g.forward.cycles, g.adjoint.cycles
+def _report(error: float, exact: bool, checked: bool, first: Gradient) -> Report:
+    ahead, back = _infos(first)
+    return Report(error, exact, checked, (ahead.cycles, back.cycles), ahead.diverged or back.diverged)
 
 
 def _infos(g: Gradient) -> tuple[Info, Info]:
@@ -166,9 +171,12 @@ class Propagate(torch.autograd.Function):
     def forward(ctx: Any, trunk: Trunk, tracked: bool, y: Tensor, *theta: Tensor) -> Tensor:
         controller = trunk._controller if tracked and trunk.training and not trunk.exact else None
         step, schedule = Step(trunk, y), _schedule(trunk, controller)
-        if tracked and trunk.training and (trunk._again is None or trunk._again.keeps):
+        leads = tracked and trunk.training and (trunk._again is None or trunk._again.keeps)
+        if leads:
             trunk._last = Trial(schedule, step.guess)
         out, solution = step.forward(schedule.forward, tracked)
+        if leads and solution.info.diverged:
+            trunk._last = Trial(exactly(schedule), {})  # what a line search evaluates is what the gradient is of
         trunk.info.forward = solution.info
         if trunk._again is None:
             trunk.info.control, trunk.info.schedules = None, [schedule]

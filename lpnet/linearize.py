@@ -18,10 +18,11 @@ from torch import Tensor
 from lpnet import chain
 from lpnet.coarse_grid import one_by_one
 from lpnet.coarse_steps import CoarseSteps
-from lpnet.control import Schedule, exact_of
+from lpnet.control import Schedule, exact_of, exactly
 from lpnet.errors import InputError
-from lpnet.mgrit import FinePropagator, Info, Solver
+from lpnet.mgrit import FinePropagator, Solver
 from lpnet.options import MGRIT, SolverOptions
+from lpnet.residuals import Info
 from lpnet.step import Step, Trunk
 from lpnet.tangent import Deltas, TangentLayers
 from lpnet.tape import Tape
@@ -98,6 +99,7 @@ class Linearization:
         out, self._solution = self._step.forward(given.forward, True)
         self.output = self._step.unpacked(out)
         self.info = self.product = self._solution.info
+        given = exactly(given) if self.info.diverged else given  # one linear map, of products that all end somewhere
         self.schedule = replace(given, forward=_fixed(given.forward, self.info), adjoint=_fixed(given.adjoint, None))
         self._solution.again = True
         self._engine, self._prepared = trunk._engine, self._step.prepared

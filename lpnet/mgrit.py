@@ -14,9 +14,7 @@ boundary and sweep. G_k(c_k) is what the last coarse solve evaluated anyway, and
 Knows propagators, levels and tensors; no networks, no losses. The adjoint is the same code on the reversed index.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,66 +27,7 @@ from lpnet.hierarchy import Level, Segment
 from lpnet.messages import Channel, Posted
 from lpnet.options import MGRIT
 from lpnet.phases import phased
-
-
-class _Later:
-    """Numbers that may be given as a function, which is called as soon as somebody looks."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = f"_{name}"
-
-    def __get__(self, one: object, owner: type | None = None) -> list[float]:
-        if one is None:
-            # `dataclass` asks the class for the default of the field, and hands it to __set__ of every new object,
-            # which makes a list of its own of it. So it is empty and, unlike a list, cannot be changed.
-            return ()  # type: ignore[return-value]
-        kept = one.__dict__[self._name]
-        if callable(kept):
-            kept = one.__dict__[self._name] = kept()
-        return kept
-
-    def __set__(self, one: object, value: Iterable[float] | Callable[[], list[float]]) -> None:
-        one.__dict__[self._name] = value if callable(value) else list(value)
-
-
-@dataclass
-class Info:
-    """What a solve did.
-
-    Attributes:
-        solver: "mgrit" or "serial".
-        residuals: relative residual at the C-points, |F_k(c_k) − c_{k+1}| / |c|, after the first sweep and each cycle;
-            on one rank they are fetched from the device when one looks.
-        cycles: cycles done.
-        levels: levels used.
-        evaluations: evaluations of layers and coarse steps on this rank (a coarse step counts as one).
-        layers: evaluations of layers alone; with those that an adjoint runs again where `store` keeps no states.
-        round_trip: largest relative error of the states that the adjoint undid to the begin of a segment on this rank;
-            None: none were.
-    """
-
-    solver: str
-    residuals: _Later = _Later()
-    cycles: int = 0
-    levels: int = 1
-    evaluations: int = 0
-    layers: int = 0
-    round_trip: float | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_residuals": self.residuals}
-
-    def count(self, layers: int) -> None:
-        """So many evaluations of layers more."""
-        self.evaluations += layers
-        self.layers += layers
-
-    @property
-    def convergence_factor(self) -> float | None:
-        """Ratio of the last two residuals; None where there are not two, or nothing was left to reduce."""
-        if len(self.residuals) < 2 or self.residuals[-2] == 0:
-            return None
-        return self.residuals[-1] / self.residuals[-2]
+from lpnet.residuals import Info, here, norms, ratios
 
 
 class FinePropagator(Protocol):
@@ -165,12 +104,12 @@ class Solver:
                 self._sweep(0, self.c)
             squares.append(self._residual())
             if self._early:
-                self.info.residuals += _ratios(squares, total)
+                self.info.residuals += ratios(squares, total)
                 squares = []
                 if self.info.residuals[-1] <= (self.options.tol or 0.0):
                     break
         if squares:
-            found = partial(_ratios, squares, total)
+            found = partial(ratios, squares, total)
             self.info.residuals = found if total is here else found()
         self.info.evaluations += sum(grid.evaluations for grid in self.grids)
         return self.end
@@ -324,27 +263,6 @@ class Solver:
         pairs = [(c, F) for c, F in zip(self.c, self._arrived[0], strict=True) if F is not None]
         rows = self.x0.new_zeros(len(self.c), 2, dtype=torch.float64)
         if pairs:
-            found = _norms([c for c, _ in pairs], [F for _, F in pairs])
+            found = norms([c for c, _ in pairs], [F for _, F in pairs])
             rows[len(self.c) - len(pairs) :] = found  # the first point of all has nothing before it
         return rows.square_()
-
-
-def here(rows: np.ndarray) -> np.ndarray:
-    """Sum of rows (k, 2) over the C-points of a rank that has them all."""
-    return np.asarray(rows.sum(axis=0))
-
-
-def _norms(c: list[Tensor], F: list[Tensor]) -> Tensor:
-    """(|F_k − c_k|, |c_k|) for all k, (points, 2); a GPU does them in a few launches."""
-    if c[0].device.type == "cpu":  # one after the other, so that the differences need no memory
-        norm = torch.linalg.vector_norm
-        return torch.stack([size for a, b in zip(c, F, strict=True) for size in (norm(b - a), norm(a))]).view(-1, 2)
-    at, ends = (torch.stack(states).flatten(1) for states in (c, F))
-    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (ends.sub_(at), at)], dim=1)
-
-
-def _ratios(squares: list[Tensor], total: Callable[[np.ndarray], np.ndarray]) -> list[float]:
-    """Relative residuals of some sweeps, by one transfer from the device."""
-    sums = total(torch.stack(squares, dim=1).cpu().numpy())
-    ratios = [up / down if down else (math.inf if up else 0.0) for up, down in sums]
-    return [math.sqrt(ratio) for ratio in ratios]  # not finite where the states are not

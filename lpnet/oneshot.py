@@ -26,13 +26,12 @@ from torch.nn.functional import cross_entropy
 from lpnet.control import Adaptive
 from lpnet.errors import InputError, NonFiniteError
 from lpnet.gradient import controlled, random_state, repeating, set_random_state
-from lpnet.mgrit import Info
 from lpnet.optim import GaussNewton, vector
 from lpnet.optim.searching import Searching
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.recall import ExampleMemory, WarmStates
+from lpnet.residuals import Info
 from lpnet.sharded import clip_grad_norm_, grad_norm, refuse, trunks
-from lpnet.step import Infos
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,7 +55,8 @@ class Progress:
             trunks); None if any trunk is neither exact nor under control.
         exact: the gradient that was used is that of the exact chain, in all trunks.
         checked: the gradient was compared with a better one, which was used in its place.
-        diverged: the estimated error was above 1; the step was then repeated with more cycles, or exactly.
+        diverged: the estimated error was above 1 (the step was repeated with more cycles, or exactly), or the cycles of
+            a solve led nowhere (the exact chain was done in their place).
         converged: residuals and gradient are within the tolerance (never without one).
     """
 
@@ -196,8 +196,7 @@ class Descent:
     def progress(self, loss: float, norm: float) -> Progress:
         """What the last evaluation found."""
         infos = [trunk.info for trunk in self.trunks]
-        exact = all(_is_exact(info) for info in infos)
-        errors = [_error(info) for info in infos]
+        errors = [info.gradient_error for info in infos]
         error = None if None in errors else max(e for e in errors if e is not None)
         return Progress(
             loss,
@@ -205,9 +204,9 @@ class Descent:
             max(_last(info.forward) for info in infos),
             max(_last(info.adjoint) for info in infos),
             error,
-            exact,
+            all(info.is_exact for info in infos),
             any(info.control is not None and info.control.checked for info in infos),
-            error is not None and not error <= _DIVERGED,
+            (error is not None and not error <= _DIVERGED) or any(info.diverged for info in infos),
         )
 
 
@@ -216,18 +215,6 @@ def _are_classes(label: Tensor) -> bool:
     if label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
         return False
     return int(label.min()) >= 0 and int(label.max()) < _MOST_CLASSES
-
-
-def _is_exact(info: Infos) -> bool:
-    if info.control is not None:
-        return info.control.exact
-    return all(one is not None and one.solver == "serial" for one in (info.forward, info.adjoint))
-
-
-def _error(info: Infos) -> float | None:
-    if info.control is not None:
-        return info.control.gradient_error
-    return 0.0 if _is_exact(info) else None
 
 
 def _last(info: Info | None) -> float:

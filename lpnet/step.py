@@ -10,12 +10,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from lpnet.control import Controller, Report, Schedule
+from lpnet.control import Controller, Report, Schedule, exact_of
 from lpnet.controls import Grid
 from lpnet.engine import Engine, Prepared, Solution
 from lpnet.memory import FROM_EARLIER, Memory, Solve
-from lpnet.mgrit import Info
 from lpnet.options import MGRIT, SolverOptions
+from lpnet.residuals import Info
 from lpnet.slab import Slab
 from lpnet.stability import Watch
 from lpnet.stack import Stack
@@ -44,6 +44,26 @@ class Infos:
     schedules: list[Schedule] = field(default_factory=list)
     layer_evaluations: int = 0
     round_trip: float | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the last gradient is that of the exact chain."""
+        if self.control is not None:
+            return self.control.exact
+        return all(one is not None and one.solver == "serial" for one in (self.forward, self.adjoint))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether cycles of the last gradient's schedule led nowhere."""
+        found = (self.control,) if self.control is not None else (self.forward, self.adjoint)
+        return any(one is not None and one.diverged for one in found)
+
+    @property
+    def gradient_error(self) -> float | None:
+        """The estimate for that schedule; 0 where it is exact, None where nothing is known."""
+        if self.control is not None:
+            return self.control.gradient_error
+        return 0.0 if self.is_exact else None
 
 
 class Repeat(Protocol):
@@ -114,6 +134,10 @@ class Step:
         self.guess: Guess = trunk._again.guess if trunk._again else {}
         self.remembers = trunk.training  # a look at other data leaves what training remembers alone
         self.leaves = self.remembers and not copied  # and so does a linearisation, which starts from it
+        # Residuals are read where nobody waits for that alone: on a processor, after messages, and in the steps of a
+        # training loop of lpnet, which waits for the loss anyway. A single GPU in a loop of the user's own goes on.
+        steered = (trunk._controller, trunk._again, trunk._calls_left)
+        self.looks = self.x.device.type == "cpu" or trunk._slab.comm.size > 1 or any(s is not None for s in steered)
 
     def _packed(self, y: Tensor) -> Tensor:
         """(y, 0, …) as the field stores states."""
@@ -140,15 +164,28 @@ class Step:
         return self.guess.get(which)
 
     def _keep(self, which: str, options: SolverOptions, carry: list[Tensor], info: Info) -> None:
-        """For the next step, unless it is not finite (all ranks have the same residual)."""
+        """For the next step, unless it is not finite or led nowhere (all ranks have the same residual)."""
         solve, again = self._solve(which, options), self.trunk._again
-        if solve is not None and info.solver == "mgrit" and self.leaves and (again is None or again.keeps):
+        if solve is None or not self.leaves or not (again is None or again.keeps):
+            return
+        if info.diverged:
+            self.trunk.memory.save(solve, None)
+        elif info.solver == "mgrit":
             self.trunk.memory.save(solve, carry if math.isfinite(info.residuals[-1]) else None)
 
+    def _is_lost(self, info: Info) -> bool:
+        """Whether cycles have led nowhere, the same on all ranks."""
+        return self.looks and info.solver == "mgrit" and info.leads_nowhere
+
     def forward(self, options: SolverOptions, keep: bool) -> tuple[Tensor, Solution]:
-        """y_N, packed, and what the adjoint needs; collective."""
-        guess = self._start("forward", options)
-        out, solution, carry = self.trunk._engine.forward(self.prepared, self.x, options, keep, guess)
+        """y_N, packed, and what the adjoint needs; by the exact chain where the cycles diverge. Collective."""
+        guess, engine = self._start("forward", options), self.trunk._engine
+        out, solution, carry = engine.forward(self.prepared, self.x, options, keep, guess)
+        if self._is_lost(solution.info):
+            lost, carry = solution.info, []
+            del solution  # so that its memory is free for the chain
+            out, solution, _ = engine.forward(self.prepared, self.x, exact_of(options), keep)
+            solution.info.replaces(lost)
         self._keep("forward", options, carry, solution.info)
         self.trunk.info.layer_evaluations += solution.info.layers if keep else 0
         return out, solution
@@ -160,9 +197,18 @@ class Step:
         self.trunk._watch.undone(info.round_trip, self.x.dtype)
 
     def adjoint(self, solution: Solution, options: SolverOptions, wanted: bool) -> Gradient:
-        """The gradient for the cotangent `z`; collective."""
-        guess = self._start("adjoint", options)
-        out, info, carry = self.trunk._engine.adjoint(self.prepared, solution, self.z, options, wanted, guess)
+        """The gradient for the cotangent `z`; by the exact chain where cycles diverge, here or forward. Collective."""
+        engine, exact = self.trunk._engine, exact_of(options)
+        if solution.info.diverged:
+            out, info, carry = engine.adjoint(self.prepared, solution, self.z, exact, wanted)
+            info.diverged = exact != options
+        else:
+            guess = self._start("adjoint", options)
+            out, info, carry = engine.adjoint(self.prepared, solution, self.z, options, wanted, guess)
+        if self._is_lost(info):
+            lost, carry = info, []
+            out, info, _ = engine.adjoint(self.prepared, solution, self.z, exact, wanted)
+            info.replaces(lost)
         self._keep("adjoint", options, carry, info)
         self.pulled(info)
         weights: list[Tensor] = []

@@ -258,6 +258,7 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
         "evaluation": "serial",
         "method": config.training.method,
         "serial_steps": record["serial_steps"],
+        "diverged_steps": record["diverged_steps"],
         "largest_gradient_error": record["largest_gradient_error"],
         "largest_gradient_error_used": record["largest_gradient_error_used"],
         "layer_evaluations": record["layer_evaluations"],

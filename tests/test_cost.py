@@ -14,7 +14,7 @@ from lpnet import MGRIT, InputError, Serial
 from lpnet.clock import Run, simulate, view_of
 from lpnet.cost import UNIT, Costs, Work, critical_path, serial_work, slab_unit
 from lpnet.crew import Crew, ThreadComm
-from lpnet.mgrit import Info
+from lpnet.residuals import Info
 from lpnet.steppers import AB3, RK4, Euler, Leapfrog, Stepper, Verlet
 
 EULER, VERLET = Euler(), Verlet()

@@ -15,7 +15,8 @@ from torch import Tensor
 from lpnet import MGRIT
 from lpnet.coarse_grid import one_by_one
 from lpnet.hierarchy import bounds, build
-from lpnet.mgrit import FinePropagator, Info, Solver
+from lpnet.mgrit import FinePropagator, Solver
+from lpnet.residuals import Info
 from lpnet.slab import Comm
 
 WIDTH = 3

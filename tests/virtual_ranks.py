@@ -16,7 +16,8 @@ from lpnet.cost import Costs, slab_unit
 from lpnet.dynamics import Dense, Hamiltonian, SecondOrder
 from lpnet.engine import Engine
 from lpnet.fabrics import Fabric
-from lpnet.mgrit import Info, Solver
+from lpnet.mgrit import Solver
+from lpnet.residuals import Info
 from lpnet.slab import Comm, Slab
 from lpnet.stack import Stack
 from lpnet.steppers import Stepper, stages_of

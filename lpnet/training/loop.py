@@ -42,7 +42,8 @@ def fit(
         The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
         the exact chain), `largest_gradient_error` (the largest estimate for the schedules of the steps; None if any
         step has none), `largest_gradient_error_used` (the same without the steps that were checked, since those used
-        the reference) and `layer_evaluations` (forward and adjoint, of all ranks, without line searches).
+        the reference), `diverged_steps` (which had a solve that diverged) and `layer_evaluations` (forward and adjoint,
+        of all ranks, without line searches).
 
     Raises:
         NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
@@ -84,7 +85,7 @@ def _step(state: State, objective: Objective, log: Log) -> None:
         _restore(net, state.good)
         raise NonFiniteError(_stopped(record))
     course.totals |= counted(course.totals, progress)
-    if progress.diverged:
+    if progress.diverged and not course.last.get("diverged"):
         log.warn(diverged(step, progress))
     _copy(state.good, net)
     with phase(net.trunk.comm, "optimizer"):

@@ -5,11 +5,13 @@ from typing import Any, Protocol
 from lpnet import cost
 from lpnet.network import Network
 from lpnet.oneshot import Progress
+from lpnet.options import Serial, SolverOptions
 
 Record = dict[str, Any]
 
 TOTALS: Record = {
     "serial_steps": 0,
+    "diverged_steps": 0,
     "largest_gradient_error": 0.0,
     "largest_gradient_error_used": 0.0,
     "layer_evaluations": 0,
@@ -30,7 +32,7 @@ def solves(net: Network, progress: Progress) -> Record:
     """Cycles and residuals of the last two solves, what control says of them, and their critical path."""
     info = net.trunk.info
     found: Record = {"exact": progress.exact, "checked": progress.checked, "gradient_error": progress.gradient_error}
-    found["critical_path"] = critical_path(net)
+    found |= {"diverged": progress.diverged, "critical_path": critical_path(net)}
     for name, one in (("forward", info.forward), ("adjoint", info.adjoint)):
         if one is not None:
             found |= {f"cycles_{name}": one.cycles, f"residuals_{name}": list(one.residuals)}
@@ -40,8 +42,17 @@ def solves(net: Network, progress: Progress) -> Record:
 def critical_path(net: Network) -> float:
     """Evaluations of f on the critical path of the last gradient and its check, for `control.plan_ranks` (a model)."""
     trunk, ranks = net.trunk, net.built_from.control.plan_ranks
-    made = trunk.info.schedules
-    return sum(cost.critical_path(trunk.stepper, trunk.layers, ranks, s.forward, s.adjoint).total for s in made)
+
+    def work(forward: SolverOptions, adjoint: SolverOptions) -> cost.Work:
+        return cost.critical_path(trunk.stepper, trunk.layers, ranks, forward, adjoint)
+
+    info, exact = trunk.info, work(Serial(), Serial())
+    each = [work(s.forward, s.adjoint) for s in info.schedules]
+    total = sum(one.total for one in each)
+    if info.forward is not None and info.forward.diverged:  # in place of the last solves, whose adjoint was not begun
+        return total + exact.total - each[-1].adjoint - each[-1].gradient
+    again = info.adjoint is not None and info.adjoint.diverged
+    return total + again * (exact.adjoint + exact.gradient)
 
 
 def counted(totals: Record, progress: Progress) -> Record:
@@ -52,14 +63,19 @@ def counted(totals: Record, progress: Progress) -> Record:
     error = progress.gradient_error
     return {
         "serial_steps": totals["serial_steps"] + progress.exact,
+        "diverged_steps": totals["diverged_steps"] + progress.diverged,
         "largest_gradient_error": larger("largest_gradient_error", error),
         "largest_gradient_error_used": larger("largest_gradient_error_used", 0.0 if progress.checked else error),
     }
 
 
 def diverged(step: int, progress: Progress) -> str:
+    """A line on a step whose solves diverged."""
+    error = progress.gradient_error
+    if error is None or error <= 1:
+        return f"step {step}: the cycles of a solve lead nowhere; the exact chain was done in their place"
     answer = "the exact chain" if progress.exact else "more cycles"
     return (
         f"step {step}: the solves diverge from the states of these weights (estimated gradient error "
-        f"{progress.gradient_error:.2g}); answered by {answer}"
+        f"{error:.2g}); answered by {answer}"
     )
