@@ -29,12 +29,12 @@ def settle(part: Path, path: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    _flush(part)
+    flush(part)
     os.replace(part, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -20,7 +20,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from lpnet.checkpoint.content import Content
 from lpnet.checkpoint.layout import Layout, Piece, checksum, kept, named
 from lpnet.checkpoint.stored import Stored, read
 from lpnet.checkpoint.stream import gathered
-from lpnet.checkpoint.target import Target
+from lpnet.checkpoint.target import Target, can_be_filled, fill
 from lpnet.errors import InputError, OutputError
 from lpnet.launch import share, together
 from lpnet.phases import phase
@@ -72,19 +71,22 @@ def write(path: str | Path, comm: Comm, content: Content) -> Written:
     began, path = time.perf_counter(), Path(path).expanduser()
     layout, meta = Layout.of(content, comm), _meta(comm, content)
     part = path.with_name(path.name + PART)
-    parallel = comm.size > 1 and comm.handle() is not None and bool(h5py.get_config().mpi)
+    filled = can_be_filled(comm)
     own = _Own(content)
-    with _held(path, part, comm, parallel) as target, own:
+    with _held(path, part, comm) as target, own:
         with together(comm), _unwritable(path):
             if target is not None:
                 target.make(layout)
         with together(comm), _unwritable(path):
-            _put(comm, layout, target, own, parallel)
+            _put(comm, layout, target, own, not filled)
         table = _table(comm, layout, own, meta)
         with together(comm), _unwritable(path):
             if target is not None:
                 target.describe(table, meta)
                 target.close()
+        if filled:
+            with together(comm), _unwritable(path):
+                fill(part, comm, ((piece, own.rows(piece)) for piece in layout.of_rank(comm.rank)))
         with together(comm), _unwritable(path):
             if comm.rank == 0:
                 folders.settle(part, path)
@@ -104,13 +106,13 @@ def _meta(comm: Comm, content: Content) -> str:
 
 
 @contextmanager
-def _held(path: Path, part: Path, comm: Comm, parallel: bool) -> Iterator[Target | None]:
-    """The file that is written to, on the ranks that write; it is gone where something goes wrong. Collective."""
+def _held(path: Path, part: Path, comm: Comm) -> Iterator[Target | None]:
+    """The file that is written to, on rank 0; it is gone where something goes wrong. Collective."""
     target: Target | None = None
     try:
         with together(comm), _unwritable(path):
-            if comm.rank == 0 or parallel:
-                target = Target(part, comm if parallel else None)
+            if comm.rank == 0:
+                target = Target(part)
         yield target
     except BaseException:
         if target is not None:
@@ -144,9 +146,14 @@ class _Own:
     def __exit__(self, *_: object) -> None:
         self._beside.shutdown()
 
-    def __call__(self, piece: Piece) -> Tensor:
+    def rows(self, piece: Piece) -> Tensor:
+        """A block."""
         x = self._tensors[piece.entry.name]
-        data = kept(x[piece.own : piece.own + piece.hi - piece.lo] if x.ndim else x)
+        return kept(x[piece.own : piece.own + piece.hi - piece.lo] if x.ndim else x)
+
+    def __call__(self, piece: Piece) -> Tensor:
+        """A block whose check sum is to be taken."""
+        data = self.rows(piece)
         self._sums.append(self._beside.submit(checksum, data))
         if len(self._sums) > 2:
             self._sums[-3].result()  # so that not many copies wait
@@ -157,9 +164,13 @@ class _Own:
         return [one.result() for one in self._sums]
 
 
-def _put(comm: Comm, layout: Layout, target: Target | None, own: _Own, parallel: bool) -> None:
-    mine = ((piece, own(piece)) for piece in layout.pieces if piece.rank == comm.rank)
-    with closing(mine if parallel else gathered(comm, layout.pieces, own)) as coming:
+def _put(comm: Comm, layout: Layout, target: Target | None, own: _Own, streamed: bool) -> None:
+    """Write all blocks through rank 0, or take their check sums alone; collective."""
+    if not streamed:
+        for piece in layout.of_rank(comm.rank):
+            own(piece)
+        return
+    with closing(gathered(comm, layout.pieces, own)) as coming:
         for piece, data in coming:
             if target is not None:
                 with phase(comm, "write"):

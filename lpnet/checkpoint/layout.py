@@ -162,6 +162,10 @@ class Layout:
         """Bytes of all tensors."""
         return sum(entry.size for entry in self.entries)
 
+    def of_rank(self, rank: int) -> Iterator[Piece]:
+        """The blocks that a rank brings."""
+        return (piece for piece in self.pieces if piece.rank == rank)
+
     def counts(self, ranks: int) -> list[int]:
         """How many blocks each rank brings."""
         return np.bincount([piece.rank for piece in self.pieces], minlength=ranks).tolist()

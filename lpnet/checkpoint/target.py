@@ -1,8 +1,9 @@
-"""The file that a checkpoint is written to: HDF5 made by one rank, or by all of them where HDF5 is built for that."""
+"""The file that a checkpoint is written to: HDF5 made by rank 0, which all ranks may fill where HDF5 can do that."""
 
 import io
 import os
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from lpnet import folders
 from lpnet.checkpoint.layout import Layout, Piece
+from lpnet.phases import phase
 from lpnet.slab import Comm
 from lpnet.version import __version__
 
 FORMAT, SCHEMA = "lpnet-checkpoint", 1
 DATA, META, TABLE = "data", "meta", "table"
 
+# Since version 1.10 HDF5 has check sums on all that it writes besides the data.
+_LIBRARY = {"libver": ("v110", "v110")}
 _PAGE = 4096
 _FLUSH = 64 * 2**20
 
@@ -75,22 +80,14 @@ class Target:
 
     Args:
         path: of the file, replaced if it exists.
-        comm: the ranks that write it together, each its own rows; None: this rank writes all.
 
     Raises:
         OSError: it cannot be written; so do all methods.
     """
 
-    def __init__(self, path: Path, comm: Comm | None = None) -> None:
-        # Since version 1.10 HDF5 has check sums on all that it writes besides the data.
-        options: dict[str, Any] = {"libver": ("v110", "v110")}
-        options |= {"alignment_threshold": _PAGE, "alignment_interval": _PAGE}
-        self._disk = Disk(path) if comm is None else None
-        self._speaks = comm is None or comm.rank == 0
-        if comm is None:
-            self._file = h5py.File(self._disk, "w", **options)
-        else:
-            self._file = h5py.File(path, "w", driver="mpio", comm=comm.handle(), **options)
+    def __init__(self, path: Path) -> None:
+        self._disk = Disk(path)
+        self._file = h5py.File(self._disk, "w", **_LIBRARY, alignment_threshold=_PAGE, alignment_interval=_PAGE)
         self._data: dict[str, h5py.Dataset] = {}
 
     def make(self, layout: Layout) -> None:
@@ -111,15 +108,14 @@ class Target:
 
     def put(self, piece: Piece, data: Tensor) -> None:
         """Write a piece."""
-        self._data[piece.entry.name][slice(piece.lo, piece.hi) if piece.entry.shape else ()] = data.numpy()
+        _put(self._data[piece.entry.name], piece, data)
         self._check()
 
     def describe(self, table: str, meta: str) -> None:
         """Write the meta data, and what has to be known to read and to check the file."""
         for name, text in ((META, meta.encode()), (TABLE, table.encode())):
             room = self._room(name, np.dtype(f"S{len(text)}"), ())
-            if self._speaks:
-                room[()] = np.bytes_(text)
+            room[()] = np.bytes_(text)
         check = zlib.crc32(table.encode())
         for key, value in (("format", np.bytes_(FORMAT)), ("lpnet", np.bytes_(__version__))):
             self._file.attrs[key] = value
@@ -129,17 +125,40 @@ class Target:
     def close(self) -> None:
         """Nothing more is written."""
         self._file.close()
-        if self._disk is not None:
-            self._disk.finish()
+        self._disk.finish()
         self._check()
 
     def drop(self) -> None:
         """Nothing more is written, and what there is is of no use."""
-        if self._disk is not None and not self._disk.closed:
+        if not self._disk.closed:
             self._disk.error = self._disk.error or OSError("dropped")
             self._file.close()
             self._disk.finish()
 
     def _check(self) -> None:
-        if self._disk is not None and self._disk.error is not None:
+        if self._disk.error is not None:
             raise self._disk.error
+
+
+def can_be_filled(comm: Comm) -> bool:
+    """Whether all ranks can fill a file together: they are several, and HDF5 is built for them."""
+    return comm.size > 1 and comm.handle() is not None and bool(h5py.get_config().mpi)
+
+
+def fill(path: Path, comm: Comm, pieces: Iterable[tuple[Piece, Tensor]]) -> None:
+    """Write this rank's pieces into a file that has room for them; collective.
+
+    No more than that: all that HDF5 itself has to write is there, so that it can close the file whatever happens.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with h5py.File(path, "r+", driver="mpio", comm=comm.handle(), **_LIBRARY) as file:
+        for piece, data in pieces:
+            with phase(comm, "write"):
+                _put(file[f"{DATA}/{piece.entry.name}"], piece, data)
+    folders.flush(path)  # what this rank's machine holds back
+
+
+def _put(room: h5py.Dataset, piece: Piece, data: Tensor) -> None:
+    room[slice(piece.lo, piece.hi) if piece.entry.shape else ()] = data.numpy()
