@@ -61,6 +61,8 @@ class Observers:
 class _Each:
     """A phase of each of some observers."""
 
+    __slots__ = ("parts",)
+
     def __init__(self, parts: list[AbstractContextManager[None]]) -> None:
         self.parts = parts
 
@@ -69,7 +71,7 @@ class _Each:
             part.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        for part in reversed(self.parts):
+        for part in self.parts[::-1]:
             part.__exit__(*error)
 
 
