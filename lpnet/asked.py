@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lpnet.config import Config
-from lpnet.errors import InputError
+from lpnet.errors import InputError, shown
 
 CHANGEABLE = tuple(
     f"run.{key}"
@@ -43,9 +43,9 @@ def trial_of(given: dict[str, Any]) -> Trial | None:
     ranks, fabric = given.pop("ranks", None), given.pop("fabric", None)
     for key, value in (("ranks", ranks), ("fabric", fabric)):
         if value is not None and not dry:
-            raise InputError(f"--{key}: {value!r} given without --dry-run, only with it allowed")
+            raise InputError(f"--{key}: {shown(value)} given without --dry-run, only with it allowed")
     if ranks is not None and not re.fullmatch(r"\d{1,9}", ranks):
-        raise InputError(f"--ranks: {ranks!r} given, a whole number allowed")
+        raise InputError(f"--ranks: {shown(ranks)} given, a whole number allowed")
     return Trial(None if ranks is None else int(ranks), fabric or "default") if dry else None
 
 
@@ -59,13 +59,11 @@ def resume_of(given: Mapping[str, Any]) -> Resume | None:
     if folder is None:
         return None
     if not folder.strip():
-        raise InputError(f"--resume: {folder!r} given, the folder of a run allowed")
+        raise InputError(f"--resume: {shown(folder)} given, the folder of a run allowed")
     changes = {key: value for key, value in given.items() if key != "resume" and (key, value) != ("preset", None)}
     for key, value in changes.items():
         if key not in CHANGEABLE:
             name = key if key == "preset" or "." in key else f"--{key.replace('_', '-')}"
-            raise InputError(
-                f"{name}: {value!r} given with --resume, only {', '.join(CHANGEABLE)} allowed (all else is as the run "
-                "began)"
-            )
+            what = f"{shown(value)} given with --resume"
+            raise InputError(f"{name}: {what}, only {', '.join(CHANGEABLE)} allowed (all else is as the run began)")
     return Resume(folder, changes)

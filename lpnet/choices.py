@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lpnet.errors import InputError
+from lpnet.errors import InputError, shown
 from lpnet.options import MGRIT, Serial, SolverOptions
 
 SCHEDULES: dict[str, dict[str, float]] = {
@@ -35,7 +35,7 @@ LARGEST = 1e15
 def require(ok: bool, key: str, given: object, allowed: str) -> None:
     """Raise `InputError` in the form that all keys share, unless `ok`."""
     if not ok:
-        raise InputError(f"{key}: {given!r} given, {allowed} allowed")
+        raise InputError(f"{key}: {shown(given)} given, {allowed} allowed")
 
 
 def whole(key: str, given: object, least: int) -> None:
@@ -76,7 +76,7 @@ def owned(section: str, choice: str, values: Mapping[str, Any], accepted: Mappin
         if value is not None and key not in accepted:
             own = f"only {', '.join(accepted)}" if accepted else "no option of this kind"
             own += " allowed with it"
-            raise InputError(f"{section}.{key}: {value!r} given with {choice}, {own}")
+            raise InputError(f"{section}.{key}: {shown(value)} given with {choice}, {own}")
 
 
 def defaults_of(kind: Callable[..., Any], names: Iterable[str]) -> dict[str, Any]:

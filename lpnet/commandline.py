@@ -8,24 +8,20 @@ within one layer is an error, and a layer that chooses nothing takes nothing bac
 `InputError` of one line.
 """
 
-import argparse
 import dataclasses
-import difflib
-import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from lpnet import dynamics, steppers
+from lpnet import dynamics, steppers, yamltext
 from lpnet.asked import Resume, Trial, resume_of, trial_of
-from lpnet.choices import SCHEDULES, SOLVERS, solver_options
+from lpnet.choices import SCHEDULES, SOLVERS, require, solver_options
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
-from lpnet.errors import InputError
+from lpnet.errors import InputError, shown
 from lpnet.fabrics import FABRICS
+from lpnet.keys import DEFAULT_PRESET, leaves, one_line, sections, unknown_key
 from lpnet.launch import Answer
 from lpnet.optimizers import OPTIMIZERS, SEARCHING, WHOLE_BATCH, optimizer_options
 from lpnet.presets import PRESETS
@@ -34,7 +30,6 @@ from lpnet.version import __version__
 Flat = dict[str, Any]  # "trunk.layers" -> value
 Parsed = TypeVar("Parsed")
 
-DEFAULT_PRESET = "peaks"
 _ANSWERS = ("help", "version", "print_config")
 
 
@@ -60,7 +55,7 @@ def parse_run(arguments: Sequence[str]) -> tuple[Config, Trial | None]:
         named = layer.pop("preset", None)
         preset = preset if named is None else named
     if preset not in PRESETS:
-        raise InputError(f"preset: {preset!r} given, one of {', '.join(PRESETS)} allowed")
+        raise InputError(f"preset: {shown(preset)} given, one of {', '.join(PRESETS)} allowed")
     values = overlay(_flat(as_dict(Config())), _flat(PRESETS[preset]))
     if wants and wants[0] != "print_config":
         raise Answer(_help(values) if wants[0] == "help" else f"lpnet {__version__}")
@@ -85,7 +80,25 @@ def parse_resume(arguments: Sequence[str]) -> Resume | None:
 
 
 def _given(arguments: Sequence[str]) -> Flat:
+    _check_words(arguments)
     return _flat(one_line(lambda: _parser().parse_args(list(arguments), defaults=False)))
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuse values without end, which are read as YAML, and a second value of what has one."""
+    for key in ("ranks", "fabric", "resume"):
+        count = sum(word.partition("=")[0] == f"--{key}" for word in arguments)
+        require(count < 2, f"--{key}", count, "one of them")
+    for word in arguments:
+        key, _, value = word.partition("=") if word.startswith("--") else ("arguments", "", word)
+        try:
+            yamltext.require_plain(value if set(value) & set("[{&!\n") else "")
+        except InputError as error:
+            raise InputError(f"{key.lstrip('-')}: {error}") from None
+        except yamltext.ValueWithoutSense:
+            raise InputError(f"{key.lstrip('-')}: {shown(value)} given, values that fit their tags allowed") from None
+        except yaml.YAMLError:
+            continue  # a text
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -197,20 +210,10 @@ def _help(values: Flat) -> str:
 
 def _file(path: str) -> Flat:
     """The values that a YAML file gives."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise InputError(f"--config: {path!r} given ({reason}), a readable YAML file allowed") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--config: {path!r} given, which is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, Mapping):
-        raise InputError(f"--config: {path!r} given, no mapping; lines like 'trunk:', '  layers: 64' allowed")
+    text = yamltext.read(path, "--config")
     try:
         values = _flat(one_line(lambda: _parser().parse_string(text, defaults=False)))
-        return _checked({key: value for key, value in values.items() if not (value is None and key in _sections())})
+        return _checked({key: value for key, value in values.items() if not (value is None and key in sections())})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -239,10 +242,10 @@ def _nested(values: Flat) -> dict[str, Any]:
 def _checked(values: Flat) -> Flat:
     """Refuse what jsonargparse lets pass: a section that is no mapping, and flags of the command line in a file."""
     for key, value in values.items():
-        if key in _sections():
-            raise InputError(f"{key}: {value!r} given, a mapping of its keys allowed")
+        if key in sections():
+            raise InputError(f"{key}: {shown(value)} given, a mapping of its keys allowed")
         if key not in leaves() and key != "preset":
-            raise InputError(_unknown(key))
+            raise InputError(unknown_key(key))
     return values
 
 
@@ -255,74 +258,3 @@ def _made(kind: type[Parsed], values: Mapping[str, Any]) -> Parsed:
             part = _made(hint, value) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else value
             made[key] = tuple(part) if isinstance(part, list) else part
     return kind(**made)
-
-
-def leaves(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
-    """All keys of the sections, "trunk.layers" and so on, with their types."""
-    found: dict[str, Any] = {}
-    for key, hint in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            found |= leaves(hint, f"{prefix}{key}.")
-        elif prefix:
-            found[prefix + key] = hint
-    return found
-
-
-def _sections() -> set[str]:
-    return {key.rpartition(".")[0] for key in leaves()} | {"solver"}
-
-
-# ---- errors in one line --------------------------------------------------------------------------------------------
-
-
-def one_line(parse: Callable[[], Parsed]) -> Parsed:
-    """Call jsonargparse, and turn its errors into one line in the form of all others."""
-    try:
-        return parse()
-    except (ArgumentError, argparse.ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise InputError(_said(str(error))) from None
-
-
-def _said(message: str) -> str:
-    """What an error of jsonargparse says, as key, value given, values allowed."""
-    wrong = re.search(r'Parser key "([^"]+)":', message)
-    if wrong and wrong[1] in leaves():
-        given = re.search(r"Got value: (.*)|Given value: (.*)", message)
-        value = str(given[1] or given[2]) if given else "an unusable value"
-        return f"{wrong[1]}: {value} given, {_words(leaves()[wrong[1]])} allowed"
-    if wrong and wrong[1] in _sections():
-        return f"{wrong[1]}: no mapping of its keys given; give them as --{wrong[1]}.KEY VALUE"
-    for pattern in (r"unrecognized arguments: (\S+)", r"Option '(.*)' is not accepted"):
-        if unknown := re.search(pattern, message):
-            return _unknown(unknown[1])
-    if unknown := re.search(r"Group '(.*)' does not accept option '(.*)'", message):
-        return _unknown(f"{unknown[1]}.{unknown[2]}")
-    if missing := re.search(r"argument (?:-\w/)?--(\S+): expected one argument", message):
-        hint = leaves().get(missing[1])
-        return f"{missing[1]}: nothing given, {_words(hint) if hint else 'a value'} needed"
-    return " ".join(message.split())
-
-
-def _unknown(argument: str) -> str:
-    key = argument.lstrip("-").partition("=")[0]
-    if key == "preset":
-        return f"{argument}: unknown key; a preset is named without it, as in lpnet.train {DEFAULT_PRESET}"
-    if not argument.startswith("-") and key not in leaves() and "." not in key and key not in _sections():
-        known = f"one preset and options --section.key allowed (sections: {', '.join(sorted(_sections()))})"
-        return f"{argument}: unknown, {known}"
-    close = difflib.get_close_matches(key, leaves(), n=1, cutoff=0.75)
-    section = key.rpartition(".")[0]
-    own = [leaf for leaf in leaves() if leaf.rpartition(".")[0] == section] or sorted(_sections())
-    return f"{key}: unknown key, " + (f"did you mean {close[0]}?" if close else f"allowed: {', '.join(own)}")
-
-
-def _words(hint: Any) -> str:
-    """A type in words."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_words(part) for part in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "a list of numbers" if get_args(hint)[-1] is Ellipsis else f"a list of {len(get_args(hint))} numbers"
-    plain = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "null"}
-    return plain.get(hint, str(hint))

@@ -27,7 +27,7 @@ from lpnet.choices import (
 from lpnet.controls import Controls
 from lpnet.data import DataOptions
 from lpnet.dynamics.hamiltonian import FORMS
-from lpnet.errors import InputError
+from lpnet.errors import InputError, counted
 from lpnet.how import Adjoint, Store, how_of
 from lpnet.multilevel import Multilevel, coarser
 from lpnet.oneshot import TOLERANCE
@@ -114,7 +114,7 @@ class Trunk:
             fitting = fitting_steppers(self.dynamics)
             require(self.stepper in fitting, "trunk.stepper", self.stepper, f"{', '.join(fitting)} for {self.dynamics}")
         whole("trunk.controls", self.controls, 1)
-        allowed = f"at most {self.layers} for {self.layers} layers"
+        allowed = f"at most {self.layers} for {counted(self.layers, 'layer')}"
         require(self.controls is None or self.controls <= self.layers, "trunk.controls", self.controls, allowed)
         if self.basis is not None:
             one_of("trunk.basis", self.basis, ("constant", "linear", "spline"))

@@ -7,11 +7,11 @@ what SLURM gives to a task.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-_MOUNT = Path("/sys/fs/cgroup")
-_GROUPS = Path("/proc/self/cgroup")
+MOUNT = Path("/sys/fs/cgroup")
+GROUPS = Path("/proc/self/cgroup")
 
 
 def affinity() -> frozenset[int]:
@@ -21,24 +21,42 @@ def affinity() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
-def quota(mount: Path = _MOUNT, groups: Path = _GROUPS) -> float | None:
+def quota(mount: Path = MOUNT, groups: Path = GROUPS) -> float | None:
     """Cores whose time the control group of this process may take, with all groups above it; None: no limit.
 
     Args:
         mount: where the control groups are mounted.
         groups: the file that says of which this process is.
     """
+    least = limit("cpu", _v2, _v1, mount, groups)
+    return None if math.isinf(least) else least
+
+
+def limit(
+    controller: str,
+    v2: Callable[[Path], float],
+    v1: Callable[[Path], float],
+    mount: Path = MOUNT,
+    groups: Path = GROUPS,
+) -> float:
+    """The least that the control groups of this process allow; infinity: no limit.
+
+    Args:
+        controller: of what.
+        v2, v1: the limit in the folder of a group, by the version of control groups; infinity: none.
+        mount, groups: as for `quota`.
+    """
     if not groups.exists():
-        return None
+        return math.inf
     found: list[float] = []
     for line in groups.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            found += [_v2(folder) for root in (mount, mount / "unified") for folder in _upwards(root, path)]
-        elif "cpu" in controllers.split(","):
-            found += [_v1(folder) for root in (mount / "cpu", mount / controllers) for folder in _upwards(root, path)]
-    least = min(found, default=math.inf)
-    return None if math.isinf(least) else least
+            found += [v2(folder) for root in (mount, mount / "unified") for folder in _upwards(root, path)]
+        elif controller in controllers.split(","):
+            roots = (mount / controller, mount / controllers)
+            found += [v1(folder) for root in roots for folder in _upwards(root, path)]
+    return min(found, default=math.inf)
 
 
 def _upwards(root: Path, path: str) -> list[Path]:
@@ -48,22 +66,23 @@ def _upwards(root: Path, path: str) -> list[Path]:
 
 
 def _v2(folder: Path) -> float:
-    limit, _, period = _read(folder / "cpu.max").partition(" ")
-    return _ratio(limit, period)
+    most, _, period = text_of(folder / "cpu.max").partition(" ")
+    return _ratio(most, period)
 
 
 def _v1(folder: Path) -> float:
-    return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+    return _ratio(text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us"))
 
 
-def _read(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """What a file of a control group says; empty where there is none."""
     return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
-def _ratio(limit: str, period: str) -> float:
+def _ratio(most: str, period: str) -> float:
     """Quota over period; no limit where it is "max", negative, or not there."""
-    if limit.isdigit() and period.isdigit() and int(period) and int(limit):
-        return int(limit) / int(period)
+    if most.isdigit() and period.isdigit() and int(period) and int(most):
+        return int(most) / int(period)
     return math.inf
 
 

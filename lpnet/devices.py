@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lpnet import cores
-from lpnet.errors import InputError, warn
+from lpnet.errors import InputError, shown, warn
 from lpnet.slab import Comm, launcher
 
 _AT_START = torch.get_num_threads()  # without a launcher: one for each physical core that this process may run on
@@ -38,7 +38,7 @@ def of_rank(name: torch.device | str | None, local_rank: int, count: int) -> tor
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise InputError(f"device: {name!r} given, 'cpu' or another device of this machine allowed") from None
+        raise InputError(f"device: {shown(name)} given, 'cpu' or another device of this machine allowed") from None
     if device.type != "cuda":
         return device
     if not count or (device.index or 0) >= count:
@@ -51,9 +51,11 @@ def own(name: torch.device | str | None, comm: Comm) -> torch.device | None:
     """The device that a name means for this rank."""
     device = of_rank(name, getattr(comm, "local_rank", 0), _count())
     try:
-        torch.empty(0, device=device)
+        holds = torch.empty(0, device=device).device.type != "meta"  # which has no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"device: {name!r} given, 'cpu' or another device of this machine allowed") from None
+        holds = False
+    if not holds:
+        raise InputError(f"device: {shown(name)} given, 'cpu' or another device of this machine allowed")
     return device
 
 

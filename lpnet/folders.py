@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from lpnet.errors import InputError
+from lpnet.errors import InputError, shown
 
 
 def make(path: Path, key: str) -> None:
@@ -19,8 +19,27 @@ def make(path: Path, key: str) -> None:
         trial.touch()
         trial.unlink()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{key}: {str(path)!r} given ({reason}), a folder that can be written allowed") from None
+        raise unwritable(path, key, error, "folder") from None
+
+
+def check_file(path: Path, key: str) -> None:
+    """See that the file that this option names can be written, before the work is done.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        with path.open("ab"):
+            pass
+        if path.stat().st_size == 0:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        raise unwritable(path, key, error, "file") from None
+
+
+def unwritable(path: Path, key: str, error: OSError | ValueError, what: str) -> InputError:
+    """The error for a path that this option names."""
+    return InputError(f"{key}: {shown(str(path))} given ({reason(error)}), a {what} that can be written allowed")
 
 
 def settle(part: Path, path: Path) -> None:
@@ -57,6 +76,6 @@ def write_text(path: Path, text: str) -> None:
     settle(part, path)
 
 
-def reason(error: OSError) -> str:
+def reason(error: OSError | ValueError) -> str:
     """Why the system refused, in a few words."""
-    return error.strerror or " ".join(str(error).split())
+    return getattr(error, "strerror", None) or " ".join(str(error).split())

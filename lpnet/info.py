@@ -15,12 +15,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
 from lpnet import cores, slab
+from lpnet.arguments import Parser
 from lpnet.errors import InputError
 from lpnet.version import __version__
 
@@ -110,13 +111,8 @@ def as_text(facts: dict[str, Any]) -> str:
     return "\n".join(lines + [f"warning: {text}" for text in facts["warnings"]])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m lpnet.info", description="Print what lpnet runs on.", allow_abbrev=False)
+    parser = Parser(prog="python -m lpnet.info", description="Print what lpnet runs on.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--version", action="store_true", help="print the version of lpnet alone")
     return parser.parse_args(arguments)
@@ -136,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
     except InputError as error:
         if _rank() == 0:
-            print(f"lpnet.info: {error}", file=sys.stderr)
+            print(f"lpnet.info: error: {error}", file=sys.stderr)
         return 2
     if options.version:
         text = f"lpnet {__version__}"

@@ -9,6 +9,7 @@
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def read(path: str | Path, device: str = "cpu") -> Stored:
     Raises:
         InputError: the file is missing, damaged, or none of lpnet's.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         with h5py.File(path, "r") as file:
             stored = _read(file, device)
@@ -156,6 +157,8 @@ def _read(file: h5py.File, device: str) -> Stored:
 
 def _check(stored: Stored) -> None:
     """Require what a network of this configuration has: names, shapes and types of weights, finite values."""
+    if min(stored.examples.features, stored.examples.classes) < 1:
+        raise InputError("features and classes are not whole numbers of at least 1")
     shift, scale = stored.examples.shift, stored.examples.scale
     fitting = all(a.shape in ((1,), (stored.examples.features,)) and np.isfinite(a).all() for a in (shift, scale))
     if not fitting or not scale.all():

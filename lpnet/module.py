@@ -22,7 +22,7 @@ from lpnet.control import Adaptive, Controller
 from lpnet.controls import Controls, grid_of
 from lpnet.cost import slab_unit
 from lpnet.engine import Engine, Prepared
-from lpnet.errors import InputError, warn
+from lpnet.errors import InputError, counted, warn
 from lpnet.gradient import Propagate
 from lpnet.hierarchy import bounds
 from lpnet.how import Adjoint, Store, how_of
@@ -36,6 +36,7 @@ from lpnet.stack import Stack, seed_of
 from lpnet.step import Infos, Repeat, Trial
 from lpnet.steppers import Euler, Stepper
 
+TAKEN = "which LayerParallel uses itself; another name allowed"
 _GRID = "lpnet_grid"  # what the metadata of a state dict call the kind of the grid
 
 
@@ -64,7 +65,6 @@ class LayerParallel(nn.Module):
 
     Raises:
         InputError: for values or combinations that are not allowed.
-        TypeError: the dynamics is no module.
     """
 
     def __init__(
@@ -294,13 +294,15 @@ def _find(owner: nn.Module, name: str) -> Any:
 
 def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
     """One warning, on rank 0, where there are more ranks than intervals (or layers)."""
-    least, what = layers, "layers"
+    least, what, of = layers, "layer", ""
     for solver in solvers:
         levels = bounds(layers, solver) if isinstance(solver, MGRIT) else []
         if len(levels) > 1 and len(levels[1]) - 1 < least:
-            least, what = len(levels[1]) - 1, f"intervals of {levels[1][1]} layers"
+            least, what, of = len(levels[1]) - 1, "interval", f" of {counted(levels[1][1], 'layer')}"
     if comm.rank == 0 and comm.size > least:
-        warn(f"{comm.size} ranks, but only {least} {what}: {comm.size - least} ranks idle on that level")
+        idle = comm.size - least
+        idling = f"{counted(idle, 'rank')} idle{'s' * (idle == 1)}"
+        warn(f"{comm.size} ranks, but only {counted(least, what)}{of}: {idling} on that level")
 
 
 def _check(layers: Any, T: Any, seed: Any, init: str) -> None:
@@ -320,9 +322,9 @@ def _register(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
     for part in filter(None, path.split(".")):
         if part not in owner._modules:
             if hasattr(owner, part):
-                raise InputError(f"dynamics: a part named {part!r} given, which LayerParallel uses itself")
+                raise InputError(f"dynamics: a part named {part!r} given, {TAKEN}")
             owner.add_module(part, nn.Module())
         owner = owner._modules[part]  # type: ignore[assignment]
     if hasattr(owner, leaf):
-        raise InputError(f"dynamics: a weight named {leaf!r} given, which LayerParallel uses itself")
+        raise InputError(f"dynamics: a weight named {leaf!r} given, {TAKEN}")
     owner.register_parameter(leaf, parameter)

@@ -79,7 +79,7 @@ class ModuleField:
                 k = self._call(theta, self.term, y)
         if k.shape != y.shape:
             raise InputError(
-                f"dynamics: {self.term} maps a state of shape {tuple(y.shape)} to {tuple(k.shape)}, "
+                f"dynamics: {self.term}, a map of shape {tuple(y.shape)} to {tuple(k.shape)} given, "
                 "the same shape is needed"
             )
         return k

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from lpnet import dynamics, steppers
+from lpnet import dynamics, room, steppers
 from lpnet.choices import require
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, Trunk
+from lpnet.errors import counted
 from lpnet.module import LayerParallel
 from lpnet.sections import DTYPES
 from lpnet.sharded import synchronize
@@ -110,15 +111,14 @@ def build(
     built_from, config = config, config if layers is None else config.at_layers(layers)
     trunk, seed = config.trunk, config.run.seed
     like: dict[str, Any] = {"dtype": DTYPES[config.run.dtype], "device": device}
-    own = {key: getattr(trunk, key) for key in trunk.own_options}
-    layer = {key: value for key, value in own.items() if key in LAYER_KEYS and value is not None}
-    stepper = {key: value for key, value in own.items() if key in STEPPER_KEYS and value is not None}
+    stepper = _own(trunk, STEPPER_KEYS)
+    require_room(config, examples, comm, device)
     net = Network(
         built_from,
         examples,
         _opening(trunk, examples.features, seed, like),
         LayerParallel(
-            dynamics.REGISTRY[trunk.dynamics](width=trunk.width, activation=trunk.activation, **layer),
+            _layer(trunk),
             layers=trunk.layers,
             T=trunk.T,
             stepper=steppers.REGISTRY[trunk.stepper_name](**stepper),
@@ -137,6 +137,38 @@ def build(
     )
     synchronize(net)
     return net
+
+
+def _layer(trunk: Trunk) -> nn.Module:
+    """One layer, as the dynamics makes it."""
+    kind: Any = dynamics.REGISTRY[trunk.dynamics]
+    made: nn.Module = kind(width=trunk.width, activation=trunk.activation, **_own(trunk, LAYER_KEYS))
+    return made
+
+
+def _own(trunk: Trunk, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the keys that belong to this trunk and are not null."""
+    values = {key: getattr(trunk, key) for key in trunk.own_options if key in keys}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def require_room(
+    config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu", copies: float = 1.0
+) -> None:
+    """Require that this rank's weights fit into memory, so many times.
+
+    Raises:
+        InputError: they do not.
+    """
+    trunk = config.trunk
+    with torch.device("meta"):
+        layer = _layer(trunk)
+    rows = trunk.controls or -(-trunk.layers // comm.size)
+    edges = (examples.features + examples.classes + 2) * trunk.width
+    numbers = copies * (rows * sum(p.numel() for p in layer.parameters()) + edges)
+    what = f"weights of {counted(rows, 'layer')}" + (f", {copies:g} times," if copies > 1 else "")
+    given, size = f"{trunk.layers} and {trunk.width}", torch.finfo(DTYPES[config.run.dtype]).bits // 8
+    room.require("trunk.layers, trunk.width", given, numbers * size, what, device)
 
 
 def check_opening(trunk: Trunk, features: int) -> None:

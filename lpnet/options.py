@@ -9,17 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lpnet.errors import InputError
+from lpnet.errors import InputError, counted, shown
 
 
 def _whole(key: str, given: object, least: int) -> None:
     if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        raise InputError(f"{key}: {given!r} given, a whole number of at least {least} allowed")
+        raise InputError(f"{key}: {shown(given)} given, a whole number of at least {least} allowed")
 
 
 def _choice(key: str, given: object, allowed: tuple[str, ...]) -> None:
     if given not in allowed:
-        raise InputError(f"{key}: {given!r} given, one of {', '.join(allowed)} allowed")
+        raise InputError(f"{key}: {shown(given)} given, one of {', '.join(allowed)} allowed")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ class MGRIT:
             _whole("coarsening", m, 2)
         _whole("levels", self.levels, 1)
         if isinstance(self.coarsening, tuple) and len(factors) < self.levels - 1:
-            raise InputError(
-                f"coarsening: {len(factors)} factors given for {self.levels} levels, at least {self.levels - 1} needed"
-            )
+            given = f"{counted(len(factors), 'factor')} given for {self.levels} levels"
+            raise InputError(f"coarsening: {given}, at least {self.levels - 1} needed")
         _whole("cycles", self.cycles, 0)
         _choice("relaxation", self.relaxation, ("F", "FCF"))
         _choice("coarse", self.coarse, ("matched", "rediscretized"))
@@ -104,8 +103,9 @@ class MGRIT:
             if self.passes is not None:
                 raise InputError(f'passes: {self.passes} given with coarse="rediscretized", none allowed')
         _whole("micro_batches", self.micro_batches, 1)
-        if self.tol is not None and not (isinstance(self.tol, float | int) and 0 < self.tol < math.inf):
-            raise InputError(f"tol: {self.tol!r} given, a positive number or none allowed")
+        number = isinstance(self.tol, float | int) and not isinstance(self.tol, bool)
+        if self.tol is not None and not (number and 0 < self.tol < math.inf):
+            raise InputError(f"tol: {shown(self.tol)} given, a positive number or none allowed")
 
     @property
     def least_cycles(self) -> int:

@@ -7,16 +7,16 @@ Reads RUNDIR/model.h5, and raw features (n, features) from a .npz, .h5, .hdf5 or
 ranks. Exit codes: see `lpnet.launch`.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser, Namespace
 
-from lpnet import launch, modelfile, sameness
-from lpnet.commandline import one_line
+from lpnet import folders, launch, modelfile, sameness
+from lpnet.arguments import Parser
 from lpnet.data import read_examples
 from lpnet.errors import InputError
 from lpnet.launch import Answer, together
@@ -46,7 +46,7 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
             classes=stored.examples.classes,
         )
         if comm.rank == 0:
-            _check_out(Path(options.out))
+            folders.check_file(Path(options.out), "--out")
     net = modelfile.restore(stored, comm)
     logits = predict(net, net.normalized(raw))
     if comm.rank:
@@ -59,47 +59,33 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     print(f"{len(classes)} examples{accuracy}, in {options.out}")
 
 
-def parse(arguments: Sequence[str]) -> Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments, as a namespace.
 
     Raises:
         InputError: an unknown or missing argument.
         Answer: help or version were asked for.
     """
-    parser = ArgumentParser(
+    parser = Parser(
         prog="lpnet.predict",
         usage="[mpirun -n P] python -m lpnet.predict RUNDIR DATA [--out FILE.npz] [--features KEY] [--labels KEY]",
         description="Predict classes with a network that lpnet.train has trained.",
-        exit_on_error=False,
-        allow_abbrev=False,
         add_help=False,
-        print_config=None,
     )
-    parser.add_argument("rundir", nargs="?", type=str, help="folder of the run, which holds model.h5")
-    parser.add_argument("data", nargs="?", type=str, help=".npz, .h5, .hdf5 or .csv file with raw features")
-    parser.add_argument("--out", type=str, default="predictions.npz", help="file for the predictions")
-    parser.add_argument("--features", type=str, help="key of the features; that of the training if null")
-    parser.add_argument("--labels", type=str, help="key of the labels; that of the training if null")
+    parser.add_argument("rundir", nargs="?", help="folder of the run, which holds model.h5")
+    parser.add_argument("data", nargs="?", help=".npz, .h5, .hdf5 or .csv file with raw features")
+    parser.add_argument("--out", default="predictions.npz", help="file for the predictions (predictions.npz)")
+    parser.add_argument("--features", help="key of the features (that of the training)")
+    parser.add_argument("--labels", help="key of the labels (that of the training)")
     parser.add_argument("-h", "--help", action="store_true", help="print this")
     parser.add_argument("--version", action="store_true", help="print the version")
-    options: Namespace = one_line(lambda: parser.parse_args(list(arguments)))
+    options = parser.parse_args(list(arguments))
     if options.help or options.version:
         raise Answer(parser.format_help() if options.help else f"lpnet {__version__}")
     for key in ("rundir", "data"):
         if getattr(options, key) is None:
-            raise InputError(f"{key}: nothing given; RUNDIR and DATA needed, as in lpnet.predict runs/mine data.npz")
+            raise InputError(f"{key}: nothing given, RUNDIR and DATA needed as in lpnet.predict runs/mine data.npz")
     return options
-
-
-def _check_out(path: Path) -> None:
-    """Require that the file can be written, before the work is done."""
-    try:
-        with path.open("ab"):
-            pass
-        if path.stat().st_size == 0:
-            path.unlink()
-    except OSError as error:
-        raise InputError(f"--out: {str(path)!r} given ({error.strerror}), a file that can be written allowed") from None
 
 
 if __name__ == "__main__":

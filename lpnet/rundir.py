@@ -66,7 +66,7 @@ def _held(comm: Comm, name: str | None, preset: str | None) -> Iterator[Path]:
 
 
 def _old(name: str) -> Path:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     allowed = "the folder of a run that can be written to"
     try:
         there = folder.is_dir()
@@ -79,7 +79,7 @@ def _old(name: str) -> Path:
 
 
 def _given(name: str) -> Path:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in folder.iterdir()}

@@ -64,13 +64,12 @@ class Stack:
         stepper: says which terms are needed.
 
     Raises:
-        TypeError: not a module.
-        InputError: the module has batch normalisation, or lacks the terms that the stepper needs.
+        InputError: not a module, or one that has batch normalisation, or lacks the terms that the stepper needs.
     """
 
     def __init__(self, module: nn.Module, stepper: Stepper) -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"dynamics: {type(module).__name__} given, a torch.nn.Module of one layer needed")
+            raise InputError(f"dynamics: {type(module).__name__} given, a torch.nn.Module of one layer needed")
         _check(module, stepper)
         self.module = copy.deepcopy(module)
         self.terms = stepper.terms
@@ -191,12 +190,12 @@ class Stack:
             drew = not all(torch.equal(a, b) for a, b in zip(state, _random_state(devices), strict=True))
         if not isinstance(k, Tensor) or k.shape != y.shape:
             given = tuple(k.shape) if isinstance(k, Tensor) else type(k).__name__
-            raise InputError(f"dynamics: maps a state of shape {tuple(y.shape)} to {given}, the same shape is needed")
+            raise InputError(f"dynamics: a map of shape {tuple(y.shape)} to {given} given, the same shape is needed")
         if changed:
             name = type(self.module).__name__
             raise InputError(f"dynamics: {name} given, which changes its input in place; a new tensor for dy/dt needed")
         if any(not torch.equal(a, b) for a, b in zip(before, self.module.buffers(), strict=True)):
-            raise InputError("dynamics: changes its buffers when it is evaluated, only fixed buffers are allowed")
+            raise InputError("dynamics: buffers given that change when it is evaluated, only fixed ones are allowed")
         return drew
 
 
@@ -218,7 +217,7 @@ def _check(module: nn.Module, stepper: Stepper) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             raise InputError(
                 f"dynamics: {type(part).__name__} ({name or 'itself'}) given; its statistics would change with every "
-                "relaxation, use LayerNorm or GroupNorm"
+                "relaxation, LayerNorm or GroupNorm allowed"
             )
     require_terms(module, stepper)
     check_layer(stepper)

@@ -24,16 +24,17 @@ from torch.nn.functional import cross_entropy
 from lpnet import data, devices, launch, modelfile, resume, sameness, signals, watchdog
 from lpnet.asked import Resume, Trial
 from lpnet.choices import Solver, Solvers, one_of, require
-from lpnet.commandline import leaves, parse_resume, parse_run
+from lpnet.commandline import parse_resume, parse_run
 from lpnet.config import Config
 from lpnet.control import Adaptive
 from lpnet.data import DataSet
 from lpnet.dryrun import LARGEST, forecast
 from lpnet.errors import NonFiniteError, Stopped
 from lpnet.fabrics import FABRICS
+from lpnet.keys import leaves
 from lpnet.launch import Answer
 from lpnet.log import RunLog
-from lpnet.network import Examples, Network, build, check_opening
+from lpnet.network import Examples, Network, build, check_opening, require_room
 from lpnet.options import Serial, SolverOptions
 from lpnet.plan import plan
 from lpnet.presets import PRESETS
@@ -73,6 +74,8 @@ def begin(comm: Comm, arguments: Sequence[str], start: float) -> None:
     with launch.together(comm):
         dataset = data.load(config.data, config.run.seed)
         config = fitted(config, dataset)
+        if trial is None and config.run.device == "cpu":
+            require_room(config, Examples(dataset.features, dataset.classes), comm, copies=2.0)  # with gradients
     if trial is not None:
         raise Answer("\n".join(outlook(config, dataset, comm, trial)))
     with watchdog.watching(comm, NAME, config.run.stall), new_folder(comm, config) as folder:

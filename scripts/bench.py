@@ -19,12 +19,11 @@ results/peers.json and peers.png in runs/bench-peers. Exit code 2: something giv
 
 import argparse
 import json
-import math
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import engine
 import footprint
@@ -37,8 +36,9 @@ from optimizers import PROBLEMS, optimizers
 from torch import Tensor, nn
 
 import lpnet
-from lpnet import folders, slab
+from lpnet import arguments, folders, launch, slab
 from lpnet.cores import affinity
+from lpnet.errors import counted
 from lpnet.scaling.origin import origin
 from lpnet.scaling.problem import error, smooth_weights
 from lpnet.scaling.timing import bytes_of, kept, of_plain, of_trunk
@@ -82,7 +82,8 @@ def gradient(args: argparse.Namespace) -> None:
         Contestant(f"autograd, {comm.size} threads", of_plain(plain, y, bar), alone=True, threads=comm.size),
         Contestant("Serial(1), 1 rank", of_trunk(alone, y, bar), alone=True),
     ]
-    contestants += [Contestant(f"{name}, {comm.size} ranks", of_trunk(t, y, bar)) for name, t in trunks.items()]
+    ranks = counted(comm.size, "rank")
+    contestants += [Contestant(f"{name}, {ranks}", of_trunk(t, y, bar)) for name, t in trunks.items()]
     if comm.size == 1:
         del contestants[1:3]
     true = exact_gradient(plain, y, bar)
@@ -128,8 +129,8 @@ def report(args: argparse.Namespace, ranks: int, results: list[Result], memory: 
     rows = []
     first = statistics.median(results[0].seconds)
     print(
-        f"layers {args.layers}, width {args.width}, batch {args.batch}, T {args.T}, {args.dtype}, {ranks} ranks, "
-        f"{args.rounds} rounds"
+        f"layers {args.layers}, width {args.width}, batch {args.batch}, T {args.T}, {args.dtype}, "
+        f"{counted(ranks, 'rank')}, {counted(args.rounds, 'round')}"
     )
     print(f"{'':36s} {'median ms':>10s} {'ratio':>7s} {'gradient error':>15s}")
     for one in results:
@@ -145,39 +146,21 @@ def report(args: argparse.Namespace, ranks: int, results: list[Result], memory: 
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors are one line in the form of all others."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"bench.py: error: {message.removeprefix('argument ')}\n")
-
-
-def number(least: float, kind: type = int) -> Callable[[str], float]:
+def number(least: float, kind: type = int) -> arguments.Form:
     """A type of arguments: finite numbers of at least `least`."""
-    form = f"a whole number of at least {least}" if kind is int else f"a finite number of at least {least:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value: float = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= least):
-            raise argparse.ArgumentTypeError(f"{text} given, {form} allowed")
-        return value
-
-    return parse
+    return arguments.whole(int(least)) if kind is int else arguments.number(least)
 
 
-def main() -> None:
-    """Parse and run."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="gradient|optimizers|engine|memory|gpu|peers|checkpoint")
+def parser() -> arguments.Parser:
+    """Of all commands."""
+    made = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True, metavar="COMMAND", title="commands")
     one = commands.add_parser("gradient", help="one full gradient against autograd", allow_abbrev=False)
     one.set_defaults(run=gradient)
     for key, value in {"layers": 256, "width": 32, "batch": 256, "coarsening": 16, "seed": 0}.items():
         one.add_argument(f"--{key}", type=number(int(key != "seed")), default=value)
-    one.add_argument("--T", type=float, default=4.0)
-    one.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    one.add_argument("--T", type=arguments.above_0(), default=4.0)
+    one.add_argument("--dtype", type=arguments.one_of(("float32", "float64")), default="float32")
     one.add_argument("--rounds", type=number(1), default=21)
     one.add_argument("--warmup", type=number(0), default=3)
     one.add_argument("--json", help="write the table to this file")
@@ -191,22 +174,31 @@ def main() -> None:
     two.add_argument("--iterations", type=number(1), default=20, help="of the inner solves, at most (20)")
     two.add_argument("--tol", type=number(0, float), default=0.1, help="of the inner solves (0.1)")
     two.add_argument("--radius", type=number(0, float), default=2.0, help="of the inner solves (2); 0: none")
-    two.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    two.add_argument("--problems", nargs="+", type=arguments.one_of(tuple(PROBLEMS)), default=list(PROBLEMS))
     two.add_argument(
         "--docs", type=Path, default=Path("runs/bench-optimizers"),
         help="folder for optimizers.png and results/optimizers.json, which are overwritten (runs/bench-optimizers)",
     )  # fmt: skip
     for module in (engine, footprint, gpu, peers, storage):
         module.add(commands, number, versions)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        if getattr(args, "json", None):
+    return made
+
+
+def job(comm: slab.Comm, given: Sequence[str]) -> None:
+    """Parse and run; collective."""
+    with launch.together(comm):
+        args = parser().parse_args(given)
+        if getattr(args, "json", None) and comm.rank == 0:
             folders.make(Path(args.json).parent, "--json")
-        args.run(args)
-    except lpnet.InputError as error:
-        parser.error(str(error))
+            folders.check_file(Path(args.json), "--json")
+    torch.set_num_threads(1)
+    args.run(args)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run as the arguments say (those of the process, if None); the exit code. Collective."""
+    return launch.run("bench.py", lambda comm: job(comm, sys.argv[1:] if given is None else given))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -119,7 +119,7 @@ def add(commands, number: Callable, versions: Callable[[], dict[str, str]]) -> N
     one.add_argument("--layers", type=number(1), default=512)
     one.add_argument("--widths", type=number(1), nargs="+", default=[w for w, _ in SHAPES])
     one.add_argument("--batches", type=number(1), nargs="+", default=[b for _, b in SHAPES], help="one for each width")
-    one.add_argument("--T", type=float, default=4.0)
+    one.add_argument("--T", type=number(0, float), default=4.0)
     one.add_argument("--seed", type=number(0), default=0)
     one.add_argument("--rounds", type=number(1), default=11)
     one.add_argument("--json", help="write the table to this file")

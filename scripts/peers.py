@@ -314,7 +314,7 @@ def run(args: argparse.Namespace, versions: Callable[[], dict[str, str]]) -> Non
     args.compile = "skipped" if args.skip_compile else "in turn with the others"
     if not args.skip_compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         args.skip_compile, args.compile = True, "no C++ compiler"
-    sys.exit(launch.run("bench.py", lambda comm: contest(args, comm, versions())))
+    contest(args, slab.world(), versions())
 
 
 def started(ranks: int) -> int:

@@ -15,8 +15,8 @@ def test_gradient_on_one_rank(tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=100)
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows["autograd, 1 thread"]["ratio"] == 1
-    assert rows["Serial(1), 1 ranks"]["gradient_error"] < 1e-13
-    errors = [rows[f"MGRIT m=8, {k}+{k} cycles, 1 ranks"]["gradient_error"] for k in (0, 1, 2)]
+    assert rows["Serial(1), 1 rank"]["gradient_error"] < 1e-13
+    errors = [rows[f"MGRIT m=8, {k}+{k} cycles, 1 rank"]["gradient_error"] for k in (0, 1, 2)]
     assert errors[0] > 10 * errors[1] > 100 * errors[2] > 0
     assert json.loads(out.read_text())["memory"]["autograd"] == 2
 

@@ -11,10 +11,11 @@ import yaml
 
 from lpnet import MGRIT, Serial
 from lpnet.choices import SCHEDULES, SOLVERS, Schedule, Solver
-from lpnet.commandline import dump, from_mapping, leaves, overlay, parse
+from lpnet.commandline import dump, from_mapping, overlay, parse
 from lpnet.config import Config, Training, Trunk, as_dict
 from lpnet.dynamics import REGISTRY as DYNAMICS
 from lpnet.errors import InputError
+from lpnet.keys import leaves
 from lpnet.launch import Answer
 from lpnet.optimizers import OPTIMIZERS, SEARCHING, Optimizer, optimizer_options
 from lpnet.presets import PRESETS

@@ -17,6 +17,7 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 TIERS = (
     ("constants", "cores", "cuda_aware", "errors", "messages", "phases", "residuals", "signals", "sums", "version"),
     ("activations", "blocks", "costs", "data", "fabrics", "forms", "folders", "options", "pool", "slab"),
+    ("arguments", "room", "yamltext"),
     ("crew", "devices", "fields", "hierarchy", "memory", "orphan", "steppers", "tape", "uncaught", "virtual"),
     ("coarse_grid", "dense_blocks", "how", "perexample", "programs"),
     ("dense_field",),
@@ -41,7 +42,7 @@ TIERS = (
     ("choices", "plots", "presets"),
     ("optimizers", "sections"),
     ("config",),
-    ("asked", "history", "network", "rundir", "trace"),
+    ("asked", "history", "keys", "network", "rundir", "trace"),
     ("commandline",),
     ("log", "modelfile", "training"),
     ("dryrun", "resume"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lpnet import launch, slab
+from lpnet import slab
 from lpnet.cost import Costs
 from lpnet.scaling import __main__, model, ranks, studies
 from lpnet.scaling.files import COLUMNS
@@ -56,36 +56,6 @@ def test_points_are_launched_with_the_study_and_its_solvers(monkeypatch: pytest.
     assert again.name == "point"
     assert again.study.kind == "virtual"
     assert [again.study.problem(2), again.study.solvers] == [study.problem(2), study.solvers]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("", "command: 'nothing' given, one of strong, weak, point, collect, validate allowed"),
-        ("strange", "command: 'strange' given"),
-        ("strong 5", "strong: '5' given, options allowed"),
-        ("strong --layers 0", "layers: 0 given, a whole number of at least 1 allowed"),
-        ("strong --ranks 1 0", "ranks: 0 given, a whole number of 1 to 65536 allowed"),
-        ("weak --T nan", "T: nan given, a finite number above 0 allowed"),
-        ("weak --gradient-tol 1", "gradient-tol: 1 given, a number above 0 and below 1 allowed"),
-        ("weak --dtype int8", "dtype: 'int8' given, one of float32, float64 allowed"),
-        ("strong --fabric rope", "fabric: 'rope' given, one of default,"),
-        ("strong --solver fast", "solver: 'fast' given, auto, exact,"),
-        ("strong --solver auto --solver auto", "solver: auto given twice, different names allowed"),
-        ("strong --nosuch 1", "unrecognized arguments: --nosuch 1"),
-        ("point both", "point: 'both' given, one of strong, weak, validate allowed"),
-        ("collect", "collect: nothing given, folders with points allowed"),
-        ("collect /nowhere --out OUT", "folder: '/nowhere' given, a folder with points/*.json allowed"),
-        ("validate --ranks 1 9999 --out OUT", "ranks: 9999 given, at most"),
-        ("strong --out /dev/null/x", "out: '/dev/null/x' given (Not a directory), a folder"),
-    ],
-)
-def test_bad_input(arguments: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert __main__.main(arguments.replace("OUT", str(tmp_path)).split()) == launch.BAD_INPUT
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.count("\n") == 1
-    assert shown.err.startswith(f"lpnet.scaling: error: {said}")
 
 
 def test_studies_start_their_ranks_themselves() -> None:

@@ -198,9 +198,9 @@ def test_weights_whose_names_are_taken_are_refused(name: str) -> None:
         user_trunk(Named(), init="constant")
 
 
-def test_no_module_is_a_type_error() -> None:
+def test_no_module_is_refused() -> None:
     for given in (torch.tanh, nn.Linear, None):
-        with pytest.raises(TypeError, match=r"^dynamics: "):
+        with pytest.raises(InputError, match=r"^dynamics: "):
             user_trunk(given)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from lpnet import slab
 
 SCRIPTS = {
     "dynamics: BatchNorm1d": "trunk(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))",
-    "dynamics: maps a state of shape (2, 3) to (2, 4)": "trunk(nn.Linear(3, 4))(torch.zeros(2, 3))",
+    "dynamics: a map of shape (2, 3) to (2, 4) given": "trunk(nn.Linear(3, 4))(torch.zeros(2, 3))",
     "coarsening: 1 given": "lpnet.MGRIT(coarsening=1)",
     "input: shape (2, 5) given": "trunk(lpnet.dynamics.Dense(3))(torch.zeros(2, 5))",
     "stepper=lpnet.steppers.Verlet() allowed": "trunk(lpnet.dynamics.Hamiltonian(3))",

@@ -12,6 +12,7 @@ other files, no types but numbers and texts of fixed length, which is also all t
 """
 
 import json
+import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def write(path: str | Path, comm: Comm, content: Content) -> Written:
         OutputError: it cannot be written; on all ranks, and what had its name before still has it.
         InputError: something that no file can hold.
     """
-    began, path = time.perf_counter(), Path(path).expanduser()
+    began, path = time.perf_counter(), Path(os.path.expanduser(path))
     layout, meta = Layout.of(content, comm), _meta(comm, content)
     part = path.with_name(path.name + PART)
     filled = can_be_filled(comm)

@@ -59,7 +59,7 @@ class Stored:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self._entries: dict[str, Entry] = {}
         self._sums: dict[str, list[int]] = {}
         self._data: dict[str, h5py.Dataset] = {}

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lpnet.errors import InputError
+from lpnet.errors import InputError, counted, shortened, shown
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,7 +27,7 @@ LARGEST_LABEL = 999_999  # a classifier with more classes is a mistake in the la
 
 def bad(key: str, given: object, allowed: str) -> InputError:
     """The error for one option of the data: one line with the key, what was given and what is allowed."""
-    return InputError(" ".join(f"data.{key}: {given} given, {allowed} allowed".split()))
+    return InputError(" ".join(f"data.{key}: {shortened(str(given))} given, {allowed} allowed".split()))
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class DataOptions:
             if number is None:
                 continue
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise bad(key, repr(number), f"a whole number of at least {least}")
+                raise bad(key, shown(number), f"a whole number of at least {least}")
         fraction = self.validation_fraction
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-            raise bad("validation_fraction", repr(fraction), "a number between 0 and 1")
+            raise bad("validation_fraction", shown(fraction), "a number between 0 and 1")
         if self.name == "file" and self.path is None:
             raise bad("path", "nothing", "with name file, the name of a .npz, .h5, .hdf5 or .csv file")
         if self.name not in ("file", "mnist"):
@@ -174,7 +174,7 @@ def part_of(key: str, labels: Ints, number: int | None, rng: np.random.Generator
     if number is None or number == len(labels):
         return np.arange(len(labels))
     if number > len(labels):
-        raise bad(key, number, f"at most the {len(labels)} examples of this set")
+        raise bad(key, number, f"at most the {counted(len(labels), 'example')} of this set")
     return stratified_order(labels, rng)[:number]
 
 
@@ -201,7 +201,8 @@ def split(options: DataOptions, x: Floats, y: Ints, classes: int, seed: int) -> 
         train = n - validation
     if min(train, validation) < 1 or train + validation > n:
         asked = f"{options.train or 'the rest'} and {options.validation or 'a part'}"
-        raise bad("train, data.validation", asked, f"at least one for each, and together at most the {n} examples")
+        most = f"at least one for each, and together at most {counted(n, 'example')}"
+        raise bad("train, data.validation", asked, most)
     order = stratified_order(y, generator(seed, options.name))
     v, t = order[:validation], order[validation : validation + train]
     return DataSet(options.name, x[t], y[t], x[v], y[v], classes)

@@ -5,6 +5,7 @@ pickled objects are refused.
 """
 
 import csv
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 
 from lpnet.data.base import LARGEST, LARGEST_LABEL, DataOptions, DataSet, Floats, Ints, bad, reading, split
+from lpnet.errors import counted
 
 Raw = tuple[Any, Any]  # features and labels as they are in the file; labels None where there are none
 
@@ -42,7 +44,7 @@ def read_examples(
     Raises:
         InputError: the file is missing, unreadable or empty, a key is not in it, or an array is not what it should be.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     form = path.suffix.lower()
     readers: dict[str, Callable[..., Raw]] = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".csv": _csv}
     if form not in readers:
@@ -142,7 +144,7 @@ def _checked_features(array: Any, width: int | None) -> Floats:
     if x.size == 0:
         raise bad("features", f"an empty array of shape {x.shape}", "at least one example and one feature")
     if width is not None and x.shape[1] != width:
-        raise bad("features", f"{x.shape[1]} features", f"the {width} that the network was trained with")
+        raise bad("features", counted(x.shape[1], "feature"), f"the {width} that the network was trained with")
     x = x.astype(np.float64)
     wrong = np.argwhere(~(np.abs(x) <= LARGEST))  # so written, NaN is wrong too
     if len(wrong):
@@ -159,7 +161,8 @@ def _checked_labels(array: Any, examples: int, classes: int | None) -> Ints:
     if y.ndim != 1:
         raise bad("labels", f"an array of shape {y.shape}", "(examples,), class numbers and not rows of 0 and 1")
     if len(y) != examples:
-        raise bad("labels", f"{len(y)} labels for {examples} examples", "one label for each example")
+        given = f"{counted(len(y), 'label')} for {counted(examples, 'example')}"
+        raise bad("labels", given, "one label for each example")
     largest = LARGEST_LABEL if classes is None else classes - 1
     y = y.astype(np.int64) if y.dtype.kind == "b" else y
     wrong = np.flatnonzero(~((y >= 0) & (y <= largest) & (y == np.floor(y))))

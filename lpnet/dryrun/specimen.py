@@ -14,7 +14,7 @@ from lpnet.calibration import processor_time
 from lpnet.choices import Solver, Solvers
 from lpnet.config import Config
 from lpnet.multilevel import Multilevel
-from lpnet.network import Examples, Network, build
+from lpnet.network import Examples, Network, build, require_room
 from lpnet.optimizers import NEWTON, SEARCHING
 from lpnet.options import Serial
 from lpnet.sharded import grad_norm
@@ -23,6 +23,8 @@ from lpnet.training.objective import optimizer_of, penalties_of
 
 MOST = 256
 """Layers of a specimen, at most."""
+TAKEN = 6.0
+"""Times that weights are there while a step of them is measured: gradients, sums, and what an optimizer keeps."""
 ROUNDS = 7
 """Measurements, of which the median counts (after one that warms up)."""
 
@@ -42,7 +44,9 @@ def specimen(config: Config, examples: Examples, layers: int) -> Network:
         training=training,
         multilevel=Multilevel(),
     )
-    return build(short, examples, Comm(), devices.own(config.run.device, Comm()) or "cpu")
+    device = devices.own(config.run.device, Comm()) or torch.device("cpu")
+    require_room(short, examples, Comm(), device, TAKEN)
+    return build(short, examples, Comm(), device)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from lpnet.dryrun.footprint import MIB
 from lpnet.dryrun.forecast import GAIN, Forecast, Level, Messages
+from lpnet.errors import counted
 from lpnet.options import MGRIT, SolverOptions
 
 _MEANING = {
@@ -18,10 +19,9 @@ _MEANING = {
 def lines(one: Forecast) -> list[str]:
     """All of it."""
     subject, head = one.subject, []
-    plural = "s" * (one.ranks > 1)
     head.append(
-        f"{subject.layers} layers, batch {subject.batch}, width {subject.features}, {one.ranks} rank{plural}; "
-        f"{one.steps} steps"
+        f"{counted(subject.layers, 'layer')}, batch {subject.batch}, width {subject.features}, "
+        f"{counted(one.ranks, 'rank')}; {counted(one.steps, 'step')}"
     )
     head.append(f"slabs     {slabs(one.slabs)}")
     both = (("forward", subject.forward, one.levels[0]), ("adjoint", subject.adjoint, one.levels[1]))
@@ -33,10 +33,15 @@ def lines(one: Forecast) -> list[str]:
     for coarse in one.coarser:
         here = coarse.here
         body.append(
-            f"before    {coarse.steps} steps with {coarse.subject.layers} layers: {here.step * 1e3:.4g} ms a step "
-            f"(modelled), {here.memory / MIB:.4g} MiB on the largest rank; more than {coarse.enough} ranks do not help"
+            f"before    {counted(coarse.steps, 'step')} with {counted(coarse.subject.layers, 'layer')}: "
+            f"{here.step * 1e3:.4g} ms a step (modelled), {here.memory / MIB:.4g} MiB on the largest rank; "
+            f"{_enough(coarse)}"
         )
     return head + body
+
+
+def _enough(one: Forecast) -> str:
+    return f"more than {counted(one.enough, 'rank')} do not help"
 
 
 def slabs(counts: Sequence[int]) -> str:
@@ -56,15 +61,15 @@ def solver(options: SolverOptions, levels: Sequence[Level]) -> str:
     """A solver in words."""
     if not isinstance(options, MGRIT) or len(levels) == 1:
         parts = getattr(options, "micro_batches", 1)
-        return f"the exact chain, {parts} part{'s' * (parts > 1)} of the batch"
-    plural = "s" * (options.cycles != 1)
-    return f"MGRIT, {len(levels)} levels, {options.cycles} cycle{plural}, {options.relaxation}, start {options.initial}"
+        return f"the exact chain, {counted(parts, 'part')} of the batch"
+    cycles = counted(options.cycles, "cycle")
+    return f"MGRIT, {len(levels)} levels, {cycles}, {options.relaxation}, start {options.initial}"
 
 
 def level_words(level: Level) -> str:
     """A level in words."""
     coarsening = f", coarsening {level.coarsening}" if level.coarsening else ""
-    return f"{level.steps} steps on {level.busy} rank{'s' * (level.busy > 1)}{coarsening}"
+    return f"{counted(level.steps, 'step')} on {counted(level.busy, 'rank')}{coarsening}"
 
 
 def memory(one: Forecast) -> list[str]:
@@ -85,7 +90,7 @@ def messages(one: Forecast) -> list[str]:
     found = one.messages[rank]
     kinds = [f"{_MEANING[k]} {_pair(found, k)}" for k in _MEANING if found.counts.get(k)]
     together = [f"{k}s {_pair(found, k)}" for k in ("broadcast", "sum") if found.counts.get(k)]
-    what = f"{found.sent} messages, {found.volume / MIB:.3g} MiB" if found.sent else "none to single ranks"
+    what = f"{counted(found.sent, 'message')}, {found.volume / MIB:.3g} MiB" if found.sent else "none to single ranks"
     return [
         f"messages  a step, rank {rank}: {what}" + (f" ({', '.join(kinds)})" if kinds else ""),
         f"            collective: {', '.join(together)}",
@@ -112,7 +117,7 @@ def times(one: Forecast) -> list[str]:
             f"{p.efficiency:11.0%} {p.memory / MIB:11.4g}{mark}"
         )
     found.append(
-        f"            more than {one.enough} ranks do not help (less than {1 - GAIN:.0%}); "
+        f"            {_enough(one)} (less than {1 - GAIN:.0%}); "
         "speed-up over the exact chain on one rank"
     )
     return found

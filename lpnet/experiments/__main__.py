@@ -8,7 +8,6 @@
 Exit codes: see `lpnet.launch`.
 """
 
-import argparse
 import difflib
 import os
 import sys
@@ -17,11 +16,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from lpnet import folders, launch
+from lpnet.arguments import Parser, whole
 from lpnet.errors import InputError
 from lpnet.experiments import folder
 from lpnet.experiments.base import Context, Experiment
@@ -40,11 +39,6 @@ class Options:
     seed: int
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; python -m lpnet.experiments --help shows what is allowed")
-
-
 def parse(arguments: Sequence[str]) -> Options:
     """The options.
 
@@ -52,16 +46,15 @@ def parse(arguments: Sequence[str]) -> Options:
         InputError: an unknown argument or experiment.
         Answer: help or the list was asked for.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m lpnet.experiments",
         description="Reproduce the experiments of the field: NAME.png and NAME.json for each.",
-        allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments (see list), all, or list")
     parser.add_argument("--quick", action="store_true", help="small versions, a few seconds each")
-    parser.add_argument("--out", type=str, help="folder for the files (runs/gallery, or runs/gallery-quick)")
-    parser.add_argument("--seed", type=str, default="0", help="of everything random (0)")
+    parser.add_argument("--out", help="folder for the files (runs/gallery, or runs/gallery-quick)")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of everything random (0)")
     parser.add_argument("-h", "--help", action="store_true", help="print this")
     given = parser.parse_args(list(arguments))
     if given.help:
@@ -69,7 +62,7 @@ def parse(arguments: Sequence[str]) -> Options:
     if given.names == ["list"]:
         raise Answer("\n".join(f"{e.number:2d} {e.name:<11} {e.title}" for e in REGISTRY.values()))
     out = given.out if given.out is not None else f"runs/gallery{'-quick' if given.quick else ''}"
-    return Options(_named(given.names), given.quick, Path(out).expanduser(), _seed(given.seed))
+    return Options(_named(given.names), given.quick, Path(os.path.expanduser(out)), given.seed)
 
 
 def _named(names: Sequence[str]) -> tuple[Experiment, ...]:
@@ -83,12 +76,6 @@ def _named(names: Sequence[str]) -> tuple[Experiment, ...]:
             close = difflib.get_close_matches(name, REGISTRY, n=1)
             raise InputError(f"NAME: {name!r} given, {f'did you mean {close[0]}?' if close else allowed}")
     return tuple(REGISTRY[name] for name in dict.fromkeys(names))
-
-
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
-        raise InputError(f"--seed: {text!r} given, a whole number of at least 0 allowed")
-    return int(text)
 
 
 def job(comm: Comm, arguments: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from lpnet.scaling.model import Model, resolve
 from lpnet.scaling.options import STUDIES, Command, Study, read
 from lpnet.scaling.picture import draw
 from lpnet.scaling.points import Point
+from lpnet.scaling.problem import require_room
 from lpnet.scaling.ranks import launch as launched
 from lpnet.scaling.solvers import Pair, Wanted, parse
 from lpnet.scaling.studies import Solvers, conduct, here, points_of
@@ -59,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _refuse(command: Command, comm: Comm) -> None:
     if comm.size > 1 and command.name != "point":
         raise InputError(f"ranks: {comm.size} of a launcher given to {command.name}, 1 allowed (or the command point)")
+    cores, most = len(affinity()), max(command.study.ranks)
+    if command.name == "validate" and most > cores:
+        raise InputError(f"ranks: {most} given, at most {cores} (the cores, for the wall's time) allowed")
+    if command.name != "collect":
+        problem = command.study.problem(max(comm.size, most))
+        require_room(problem.whole, problem.width, problem.batch)
 
 
 def _study(command: Command) -> None:
@@ -108,9 +115,6 @@ def _write(study: Study, comm: Comm, kind: str, points: list[Point]) -> None:
 
 
 def _validate(study: Study) -> list[str]:
-    cores = len(affinity())
-    if max(study.ranks) > cores:
-        raise InputError(f"ranks: {max(study.ranks)} given, at most {cores} (the cores, for the wall's time) allowed")
     clear(study.out, study.study)
     for ranks in study.ranks:
         launched(ranks, study.arguments(study.solvers, "all"))

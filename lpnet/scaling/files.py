@@ -53,11 +53,14 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
 def _read(file: Path) -> list[Point]:
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"file: {str(file)!r} given ({error}), JSON allowed") from None
     if not isinstance(given, list):
         raise InputError(f"file: {str(file)!r} given, a list of points allowed")
-    return [Point.of(one) for one in given]
+    try:
+        return [Point.of(one) for one in given]
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def row(point: Point, points: Sequence[Point]) -> dict[str, Any]:

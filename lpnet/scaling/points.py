@@ -4,11 +4,11 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lpnet.errors import InputError
+from lpnet.errors import InputError, shown
 
 KINDS = {
     "wall": "wall time, measured",
@@ -19,6 +19,31 @@ SERIAL, AUTOGRAD = "serial", "autograd"
 """Series of one rank that works alone: lpnet's exact engine, and PyTorch's autograd on the plain network."""
 SAME = ("study", "series", "width", "batch", "dtype", "fabric")
 """In all points of a curve; of a strong study also layers and T."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_number(value) and 0 < value < math.inf
+
+
+_TEXT = (lambda v: isinstance(v, str), "a text")
+_WHOLE = (lambda v: isinstance(v, int) and _is_size(v), "a whole number of at least 1")
+_SIZE = (_is_size, "a finite number above 0")
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("study", "series", "solver", "by", "dtype"), _TEXT),
+    **dict.fromkeys(("ranks", "layers", "width", "batch", "rounds"), _WHOLE),
+    **dict.fromkeys(("T", "seconds"), _SIZE),
+    "kind": (lambda v: isinstance(v, str) and v in KINDS, f"one of {', '.join(KINDS)}"),
+    "quartiles": (lambda v: isinstance(v, list | tuple) and [*map(_is_number, v)] == [True, True], "two numbers"),
+    "gradient_error": (lambda v: v is None or _is_number(v), "a number or null"),
+    "memory_mib": (lambda v: v is None or _is_number(v), "a number or null"),
+    "fabric": (lambda v: v is None or isinstance(v, str), "a text or null"),
+    "origin": (lambda v: isinstance(v, dict) and all(isinstance(one, str) for one in v.values()), "texts"),
+}
+"""What the attributes of a point may be, in words too: points are read from files."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +86,9 @@ class Point:
     origin: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"kind: {self.kind!r} given, one of {', '.join(KINDS)} allowed")
-        if not (isinstance(self.seconds, float | int) and 0 < self.seconds < math.inf):
-            raise InputError(f"seconds: {self.seconds!r} given, a finite number above 0 allowed")
+        for key, (ok, allowed) in _FORMS.items():
+            if not ok(getattr(self, key)):
+                raise InputError(f"{key}: {shown(getattr(self, key))} given, {allowed} allowed")
         object.__setattr__(self, "quartiles", tuple(self.quartiles))
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,7 +104,7 @@ class Point:
         """
         names = {one.name for one in fields(Point)}
         if not isinstance(given, dict) or set(given) != names:
-            raise InputError(f"point: {given!r} given, {', '.join(sorted(names))} allowed")
+            raise InputError(f"point: {shown(given)} given, {', '.join(sorted(names))} allowed")
         return Point(**given)
 
 

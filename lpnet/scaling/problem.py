@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lpnet import room
 from lpnet.dynamics import Dense
 from lpnet.module import LayerParallel
 from lpnet.scaling.solvers import Pair
@@ -22,8 +23,19 @@ Gradients = tuple[Tensor, list[Tensor]]
 """Of the input and of the weights of all layers."""
 
 
+def require_room(layers: int, width: int, batch: int = 1) -> None:
+    """Refuse sizes that do not fit into memory: weights in float64, and input and cotangent.
+
+    Raises:
+        InputError: they do not.
+    """
+    needed = 8.0 * ((layers + 3) * (width + 1) + 2 * batch) * width
+    room.require("layers, width, batch", f"{layers}, {width} and {batch}", needed, "weights and examples")
+
+
 def smooth_weights(layers: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
     """K (N, width, width) and b (N, width), float64."""
+    require_room(layers, width)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -10,7 +10,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from lpnet.errors import InputError
+from lpnet.errors import InputError, shortened, shown
 from lpnet.options import MGRIT, Serial, SolverOptions
 
 AUTO, EXACT = "auto", "exact"
@@ -52,7 +52,7 @@ def parse(given: str) -> Wanted:
     if text not in (AUTO, EXACT):
         solver = _exact(text) if text.startswith(f"{EXACT}=") else _mgrit(text)
     if colon and not name:
-        raise InputError(f"solver: {given!r} given, a name before the colon allowed")
+        raise InputError(f"solver: {shown(given)} given, a name before the colon allowed")
     return Wanted(name or text, solver)
 
 
@@ -64,13 +64,19 @@ def _exact(text: str) -> Pair:
 def _mgrit(text: str) -> Pair:
     options: dict[str, Any] = {}
     cycles: list[int] = [1]
+    seen: set[str] = set()
     for part in text.split(","):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or key not in _KEYS:
             allowed = f"auto, exact, exact=Q, or KEY=VALUE,… with the keys {', '.join(_KEYS)}"
-            raise InputError(f"solver: {part or text!r} given, {allowed} allowed")
+            raise InputError(f"solver: {shown(part or text)} given, {allowed} allowed")
+        if key in seen:
+            raise InputError(f"{key}: given twice in {shown(text)}, once allowed")
+        seen.add(key)
         if key == "cycles":
-            cycles = [_number(key, word) for word in value.split("+", 1)]
+            cycles = [_number(key, word) for word in value.split("+")]
+            if len(cycles) > 2:
+                raise InputError(f"cycles: {value} given, one number or two (forward+adjoint) allowed")
         elif key == "coarsening":
             factors = tuple(_number(key, word) for word in value.split("x"))
             options[key] = factors if len(factors) > 1 else factors[0]
@@ -79,7 +85,7 @@ def _mgrit(text: str) -> Pair:
             options[key] = _number(key, value) if key in _WHOLE else value
     initial = options.get("initial", "coarse")
     if initial not in ("coarse", "nested", "constant"):  # a study repeats one solve, from which others would start
-        raise InputError(f"initial: {initial!r} given, one of coarse, nested, constant allowed")
+        raise InputError(f"initial: {shown(initial)} given, one of coarse, nested, constant allowed")
     return Pair(MGRIT(**options, cycles=cycles[0]), MGRIT(**options, cycles=cycles[-1]))
 
 
@@ -87,7 +93,7 @@ def _number(key: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"{key}: {text} given, a whole number allowed") from None
+        raise InputError(f"{key}: {shortened(text)} given, a whole number allowed") from None
 
 
 def _text(forward: SolverOptions, adjoint: SolverOptions) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from lpnet.cores import affinity
 from lpnet.crew import Crew
+from lpnet.errors import counted
 from lpnet.scaling.files import clear, write_points
 from lpnet.scaling.model import Model, errors_of, resolve
 from lpnet.scaling.options import Study
@@ -39,19 +40,19 @@ def conduct(study: Study) -> Iterator[str]:
         chosen[ranks] = [resolve(one, problem, ranks, model, study.gradient_tol) for one in study.solvers]
         points = simulated(study, ranks, chosen[ranks], model)
         write_points(study.out, f"{study.study}-simulated-{ranks}", points)
-        yield f"{ranks} ranks, {problem.layers} layers: simulated"
+        yield f"{counted(ranks, 'rank')}, {counted(problem.layers, 'layer')}: simulated"
     for ranks in study.ranks:
         solvers = [Wanted(series, pair) for series, pair in chosen[ranks]]
         if ranks <= len(affinity()):
             launch(ranks, study.arguments(solvers, "wall"))
-            yield f"{ranks} ranks: wall"
+            yield f"{counted(ranks, 'rank')}: wall"
         if ranks <= study.processes_max:
             launch(ranks, study.arguments(solvers, "virtual"))
-            yield f"{ranks} ranks: virtual clocks of processes"
+            yield f"{counted(ranks, 'rank')}: virtual clocks of processes"
         elif ranks <= study.threads_max:
             points = crewed(study, ranks, chosen[ranks])
             write_points(study.out, f"{study.study}-virtual-{ranks}", points)
-            yield f"{ranks} ranks: virtual clocks of threads"
+            yield f"{counted(ranks, 'rank')}: virtual clocks of threads"
 
 
 def simulated(study: Study, ranks: int, solvers: Solvers, model: Model) -> list[Point]:

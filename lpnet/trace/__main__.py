@@ -3,33 +3,29 @@
     python -m lpnet.trace plot runs/mine/trace.json [--out trace.png] [--from MS] [--to MS]
 """
 
-import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-from lpnet import launch
+from lpnet import folders, launch
+from lpnet.arguments import Parser, number
 from lpnet.errors import InputError
 from lpnet.launch import Answer
 from lpnet.slab import Comm
-from lpnet.trace.record import check_path
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="python -m lpnet.trace", allow_abbrev=False, add_help=False)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m lpnet.trace", add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="print this")
     parser.add_argument("command", nargs="?", help="plot")
     parser.add_argument("file", metavar="FILE", nargs="?", help="trace.json")
     parser.add_argument("--out", metavar="PNG", help="picture; beside FILE, with its name, if not given")
-    parser.add_argument("--from", dest="begin", metavar="MS", type=float, default=-math.inf, help="drawn from here on")
-    parser.add_argument("--to", dest="end", metavar="MS", type=float, default=math.inf, help="drawn up to here")
+    add = partial(parser.add_argument, metavar="MS", type=number())
+    add("--from", dest="begin", default=-math.inf, help="drawn from here on")
+    add("--to", dest="end", default=math.inf, help="drawn up to here")
     return parser
 
 
@@ -48,9 +44,10 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
         if options.command != "plot":
             raise InputError(f"command: {options.command or 'nothing'} given, plot allowed")
         if options.file is None:
-            raise InputError("FILE: nothing given, a trace.json needed, as in lpnet.trace plot runs/mine/trace.json")
+            raise InputError("FILE: nothing given, a trace.json needed as in lpnet.trace plot runs/mine/trace.json")
         if comm.rank == 0:
-            out = Path(options.out if options.out is not None else Path(options.file).with_suffix(".png"))
+            beside = f"{os.path.splitext(options.file)[0]}.png"
+            out = Path(beside if options.out is None else options.out)
             _plot(Path(options.file), out, options.begin, options.end)
 
 
@@ -58,7 +55,7 @@ def _plot(file: Path, out: Path, begin: float, end: float) -> None:
     from lpnet.trace import picture  # brings matplotlib, which takes a second
 
     trace = picture.read(file)
-    check_path(out, "--out")
+    folders.check_file(out, "--out")
     picture.draw(trace, out, begin, end)
     print(f"{trace.ranks} rank{'s' * (trace.ranks > 1)}, {trace.about['time']} time: {out}")
 

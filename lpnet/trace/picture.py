@@ -48,6 +48,8 @@ _LABELS = {
 }
 _FRAMES = {"forward": "0.5", "adjoint": _RED}
 _TALL, _LINE = 0.62, 0.08
+MOST = 512
+"""Ranks of a picture, at most, which is then 48,000 pixels high."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,29 @@ def read(path: str | Path) -> Trace:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         found = Trace(content["traceEvents"], content["otherData"])
-        good = found.ranks > 0
+        good = all(map(_is_event, found.events)) and isinstance(found.about["time"], str) and found.ranks > 0
     except OSError as error:
         raise InputError(f"FILE: {str(path)!r} given ({error.strerror}), a trace.json allowed") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise InputError(f"FILE: {str(path)!r} given, which is no trace of lpnet; a trace.json allowed")
     return found
+
+
+def _is_event(event: Event) -> bool:
+    """Whether it has what is drawn of it; a KeyError or TypeError says no, too."""
+    if event["ph"] == "X":
+        good = isinstance(event["name"], str) and isinstance(event["args"], dict) and _is_time(event["dur"])
+    elif event["ph"] in ("s", "f"):
+        good = isinstance(event["id"], str | int)
+    else:
+        return True
+    return good and _is_time(event["ts"]) and isinstance(event["tid"], int) and event["tid"] > 0
+
+
+def _is_time(value: Any) -> bool:
+    return math.isfinite(value) and not isinstance(value, bool)
 
 
 def draw(trace: Trace, path: str | Path, begin: float = -math.inf, end: float = math.inf) -> None:
@@ -91,9 +108,11 @@ def draw(trace: Trace, path: str | Path, begin: float = -math.inf, end: float = 
         begin, end: milliseconds between which it is drawn.
 
     Raises:
-        InputError: nothing happened in between, as where the end is before the begin.
+        InputError: nothing happened in between, as where the end is before the begin; or too many ranks.
     """
     spans = [e for e in trace.events if e["ph"] == "X" and e["ts"] / 1e3 < end and (e["ts"] + e["dur"]) / 1e3 > begin]
+    if trace.ranks > MOST:
+        raise InputError(f"FILE: a trace of {trace.ranks} ranks given, at most {MOST} allowed")
     if not spans or end <= begin:
         raise InputError(f"from, to: {begin:g} and {end:g} given, milliseconds with phases in between allowed")
     begin = max(begin, min(e["ts"] for e in spans) / 1e3)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lpnet.errors import InputError
+from lpnet import folders
+from lpnet.errors import InputError, shown
 from lpnet.launch import together
 from lpnet.phases import leave, observe, observers
 from lpnet.slab import Comm, world
@@ -44,7 +45,7 @@ class Recording:
             if any(isinstance(one, Recorder) for one in observers(self.comm)):
                 raise InputError("comm: one that is being recorded given, one recording at a time allowed")
             if self.comm.rank == 0:
-                check_path(self.path)
+                folders.check_file(self.path, "path")
         clock: Callable[[], float] = time.perf_counter
         if isinstance(self.comm, VirtualComm):
             clock = _virtual(self.comm)
@@ -88,7 +89,9 @@ def recording(path: str | Path, comm: Comm | None = None) -> Iterator[None]:
         InputError: no such communicator, a file that cannot be written, or a recording inside of another one.
     """
     if comm is not None and not isinstance(comm, Comm):
-        raise InputError(f"comm: {comm!r} given, the comm of a trunk or None allowed")
+        raise InputError(f"comm: {shown(comm)} given, the comm of a trunk or None allowed")
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path: {shown(path)} given, the name of a file allowed")
     found = Recording(path, world() if comm is None else comm)
     found.begin()
     try:
@@ -126,22 +129,6 @@ def _gathered(comm: Comm, events: list[Event]) -> list[Event]:
     return events
 
 
-def check_path(path: Path, key: str = "path") -> None:
-    """Require that the file can be written, before the work is done."""
-    try:
-        with path.open("ab"):
-            pass
-        if path.stat().st_size == 0:
-            path.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unwritable(path, error, key) from None
-
-
-def _unwritable(path: Path, error: Exception, key: str = "path") -> InputError:
-    why = getattr(error, "strerror", None) or str(error)
-    return InputError(f"{key}: {str(path)!r} given ({why}), a file that can be written allowed")
-
-
 def _write(path: Path, content: dict[str, Any]) -> None:
     """As a whole or not at all."""
     part = path.with_name(path.name + ".part")
@@ -150,4 +137,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise folders.unwritable(path, "path", error, "file") from None
