@@ -20,7 +20,7 @@ from lpnet.errors import InputError
 from lpnet.slab import Comm
 
 LINE = re.compile(r"checkpoint: .* given \(.+\), a checkpoint that lpnet wrote allowed")
-many = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refused(path: Path, words: str, ranks: int = 1) -> None:

@@ -81,8 +81,10 @@ def load(
             states.into_optimizer(stored, optimizer, net)
         if schedule is not None:
             states.into_schedule(stored, schedule)
-    meta: dict[str, Any] = stored.meta.get("user", {})
     stored.close()
+    meta = stored.meta.get("user")
+    if not isinstance(meta, dict):
+        raise stored.unusable("it was not written by lpnet.checkpoint.save")
     return meta
 
 

@@ -161,6 +161,8 @@ def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Mod
         own = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         if said["kind"] != kind or [group["params"] for group in groups] != own:
             raise stored.unusable(f"it has a {said['kind']} of other parameters, no {kind} of these")
+        if not all(_fit(new, group) for new, group in zip(groups, optimizer.param_groups, strict=True)):
+            raise stored.unusable(f"it has a {kind} of other options")
         state = {p: _state(stored, said["state"][name], p, name) for p, name in names.items()}
     for p, kept in state.items():
         optimizer.state.pop(p, None)
@@ -172,6 +174,15 @@ def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Mod
                 group[key].fill_(value)
             elif key != "params":
                 group[key] = value
+
+
+def _fit(new: dict[str, Any], group: dict[str, Any]) -> bool:
+    """Whether these options can take the place of those of a group; lists grow as they like."""
+    return all(
+        isinstance(value, list) if isinstance(group[key], list) else _is_like(value, group[key])
+        for key, value in new.items()
+        if key in group
+    )
 
 
 def _state(stored: Stored, said: dict[str, Any], p: Tensor, name: str) -> dict[str, Any]:

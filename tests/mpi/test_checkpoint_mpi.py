@@ -30,7 +30,7 @@ def folder(comm: Comm, tmp_path: Path) -> Path:
 
 def big(comm: Comm) -> Content:
     """Many blocks of several sizes on each rank."""
-    x = torch.arange(3_000_000, dtype=torch.int64)
+    x = torch.arange(1_500_000, dtype=torch.int64)
     spread = {"K": share(x.reshape(-1, 1000), comm), "b": share(x[:30], comm), "m": share(x.reshape(3, -1), comm)}
     return Content({"step": 1}, {"M": x[:1000]}, spread)
 
@@ -38,7 +38,7 @@ def big(comm: Comm) -> Content:
 def test_written_by_many_and_by_one_it_is_the_same(comm: Comm, folder: Path) -> None:
     """And read by many as by one."""
     written = write(folder / "many.h5", comm, big(comm))
-    assert written.bytes == 8 * (2 * 3_000_000 + 30 + 1000)
+    assert written.bytes == 8 * (2 * 1_500_000 + 30 + 1000)
     if comm.rank == 0:
         write(folder / "one.h5", Comm(), big(Comm()))
     comm.barrier()
@@ -59,7 +59,7 @@ def limited(comm: Comm, most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("most", [0, 3000, 9_000_000, 30_000_000, 40_000_000])
+@pytest.mark.parametrize("most", [0, 3_000_000, 20_000_000])
 def test_a_full_disk_is_an_error_on_all_ranks(comm: Comm, folder: Path, most: int) -> None:
     """At once, after some blocks of any rank, or nearly at the end; and there is what there was before."""
     store = Checkpoints(comm, folder, 2)
@@ -80,7 +80,7 @@ def test_damage_that_one_rank_finds_is_told_by_all(comm: Comm, folder: Path) -> 
     store.save(2, big(comm))
     if comm.rank == 0:
         with (folder / "step-00000002.h5").open("r+b") as file:
-            file.seek(20_000_000)
+            file.seek(15_000_000)
             file.write(b"damage")
     comm.barrier()
     with pytest.raises(InputError, match=r"step-00000002.h5' given \(\w is damaged\)"):
