@@ -28,6 +28,7 @@ find_launcher() {
             if [[ ${LPNET_MPI:-embedded} == embedded ]]; then export SLURM_MPI_TYPE=${SLURM_MPI_TYPE:-pmi2}; fi
             # srun does not take this from sbatch.
             export SRUN_CPUS_PER_TASK=$cores
+            srun --overlap --ntasks="${SLURM_NNODES:-1}" --ntasks-per-node=1 --mpi=none slurm/clean.sh
             launch=(srun --ntasks="$count" --kill-on-bad-exit=0)
             if [[ $(scontrol show config) == *task/affinity* ]]; then
                 launch+=(--cpu-bind=cores)

@@ -3,6 +3,7 @@
 What they do under a real SLURM: scripts/test_slurm.sh.
 """
 
+import mmap
 import os
 import shutil
 import signal
@@ -119,6 +120,18 @@ def test_a_restart_before_the_first_checkpoint_begins_anew(tmp_path: Path) -> No
     assert (tmp_path / "runs" / "slurm-7-void-1" / "config.yaml").exists()
 
 
+def test_shared_memory_of_killed_ranks_is_removed(tmp_path: Path) -> None:
+    stale, fresh, other, held = (
+        tmp_path / f"{name}_0" for name in ("mpich_shm_1a", "mpich_shm_2b", "x", "mpich_shm_3c")
+    )
+    for path in (stale, fresh, other, held):
+        path.write_bytes(bytes(8))
+        os.utime(path, (0, 0) if path is not fresh else None)
+    with held.open("r+b") as file, mmap.mmap(file.fileno(), 8):
+        subprocess.run(["bash", str(ROOT / "slurm" / "clean.sh"), str(tmp_path)], check=True, timeout=30)
+    assert {file.name for file in tmp_path.iterdir()} == {fresh.name, other.name, held.name}
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_the_ranks_are_told_of_signals(number: signal.Signals, tmp_path: Path) -> None:
     waits = f"trap '{STOPS}' USR1; : >ready; for i in {{1..200}}; do sleep 0.05; done; exit 1"
@@ -194,8 +207,8 @@ def prepare(folder: Path, does: str, state: str) -> None:
 
 
 def asked(folder: Path) -> list[str]:
-    """What SLURM was asked for, without the path of python."""
-    lines = (folder / "asked").read_text(encoding="utf-8").splitlines()
+    """What SLURM was asked for, without the path of python and the cleaning of the nodes."""
+    lines = [line for line in (folder / "asked").read_text(encoding="utf-8").splitlines() if "clean.sh" not in line]
     return [line.replace(f"{folder / '.venv/bin/python'} ", "") for line in lines]
 
 
