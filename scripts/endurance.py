@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Long runs: whether memory grows with the steps, and what checkpoints cost.
+
+    python scripts/endurance.py [--steps 10000 --ranks 1 2 --rounds 3 --paired 2000 --json FILE] [--KEY VALUE ...]
+
+Memory: one run of --steps steps on each number of ranks, with checkpoints whenever they are due. The resident memory of
+each rank is looked at during the run; a line is fitted to that behind step 500. It may grow by 1 % up to the last step.
+
+Overhead: runs of --paired steps with checkpoints at the default interval and without any between the first and the last
+take turns, --rounds times; the time is that between the first and the last line of the metrics. The median of the
+ratios of neighbours may be 1.02. Where other work shares the machine it says more of that. --rounds 0: not at all.
+
+Other options (--section.key VALUE) are those of `python -m lpnet.train`. Exit code 0: both are kept; 1: they are not;
+2: something given is not allowed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from remains import Folder
+from victims import Broken, Job
+
+from lpnet.errors import InputError
+from lpnet.folders import write_text
+from lpnet.launch import BAD_INPUT
+from lpnet.scaling.origin import origin
+
+RUN = (
+    "peaks", "--data.train=64", "--data.validation=32", "--trunk.layers=8", "--trunk.width=4", "--training.batch=32",
+    "--training.validate_every=1000", "--run.progress=false",
+)  # fmt: skip
+SETTLED = 500
+"""Steps behind which memory may not grow."""
+GROWTH, OVERHEAD = 0.01, 0.02
+EVERY = 0.1
+"""Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run as it was seen.
+
+    Args:
+        seconds: between its first line and its last one.
+        steps: at which memory was looked at.
+        resident: MiB of each rank, at each of these steps.
+    """
+
+    seconds: float
+    steps: list[int]
+    resident: list[list[float]]
+
+    def growth(self) -> list[float]:
+        """Of each rank behind `SETTLED`, relative to what it has there, by a line."""
+        steps, resident = np.array(self.steps), np.array(self.resident)
+        settled = steps >= SETTLED
+        slope, start = np.polyfit(steps[settled] - SETTLED, resident[settled], 1)
+        grown: list[float] = (slope * (steps[-1] - SETTLED) / start).tolist()
+        return grown
+
+
+def seen(ranks: int, folder: Path, arguments: Sequence[str], steps: int) -> Course:
+    """Do a run of so many steps, and look at it.
+
+    Raises:
+        Broken: it failed; what it said.
+    """
+    run, at, resident = Folder(folder), list[int](), list[list[float]]()
+    given = ("-m", "lpnet.train", *RUN, f"--training.steps={steps}", *arguments, f"--run.dir={folder}")
+    first, last, looked, workers = 0.0, 0.0, 0.0, list[int]()
+    with Job(ranks, given) as job:
+        while job.runs:
+            step, now = run.step(), time.monotonic()
+            first, workers = (now, job.workers()) if step and not first else (first, workers)
+            if step == steps:
+                last = last or now
+            elif first and now > looked + EVERY:
+                resident.append([mebibytes(pid) for pid in workers])
+                at.append(step)
+                looked = now
+            time.sleep(0.005)
+        code, _, _ = job.end(10.0)
+    if code != 0:
+        raise Broken(f"a run ended with code {code}: {job.said}")
+    return Course(last - first, at, resident)
+
+
+def mebibytes(pid: int) -> float:
+    """Resident memory of a process; none if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory(args: argparse.Namespace, folder: Path) -> dict[int, Course]:
+    """Long runs, by their number of ranks; what is seen of each is printed."""
+    found = {}
+    for ranks in args.ranks:
+        course = found[ranks] = seen(ranks, folder / f"long-{ranks}", args.more, args.steps)
+        each = zip(course.growth(), course.resident[-1], strict=True)
+        grown = ", ".join(f"{part:+.3%} of {now:.0f} MiB" for part, now in each)
+        print(f"{args.steps} steps on {ranks} rank(s) in {course.seconds:.0f} s: memory grows by {grown}", flush=True)
+        shutil.rmtree(folder / f"long-{ranks}")
+    return found
+
+
+def overhead(args: argparse.Namespace, folder: Path) -> dict[int, list[float]]:
+    """By the number of ranks: what a run with checkpoints takes of the time of its neighbour without any, minus 1."""
+    found: dict[int, list[float]] = {ranks: [] for ranks in args.ranks}
+    for number in range(args.rounds):
+        for ranks, ratios in found.items():
+            seconds = []
+            for more in ((), (f"--run.checkpoint_every={10 * args.paired}",))[:: 1 if number % 2 else -1]:
+                path = folder / f"paired-{number}-{ranks}-{len(seconds)}"
+                seconds.append(seen(ranks, path, (*args.more, *more), args.paired).seconds)
+                shutil.rmtree(path)
+            with_, without = seconds[:: 1 if number % 2 else -1]
+            ratios.append(with_ / without - 1)
+            print(f"checkpoints on {ranks} rank(s): {without:.2f} s without, {ratios[-1]:+.2%} with", flush=True)
+    return found
+
+
+def given(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=10000, help="of a long run (10000)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (1 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="of paired runs (3)")
+    parser.add_argument("--paired", type=int, default=2000, help="steps of paired runs (2000)")
+    parser.add_argument("--json", help="a file for what was found")
+    args, args.more = parser.parse_known_args(arguments)
+    for key, value, least in (
+        ("--steps", args.steps, 2 * SETTLED),
+        ("--ranks", min(args.ranks), 1),
+        ("--rounds", args.rounds, 0),
+        ("--paired", args.paired, 100),
+    ):
+        if value < least:
+            raise InputError(f"{key}: {value} given, at least {least} allowed")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    try:
+        args = given(arguments)
+        with tempfile.TemporaryDirectory(prefix="lpnet-endurance-") as folder:
+            courses, ratios = memory(args, Path(folder)), overhead(args, Path(folder))
+    except InputError as error:
+        print(f"endurance.py: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Broken as error:
+        print(f"endurance.py: {error}", file=sys.stderr)
+        return 1
+    most = max(grown for course in courses.values() for grown in course.growth())
+    cost = max((statistics.median(of) for of in ratios.values() if of), default=0.0)
+    print(f"memory grows by {most:.2%} at most ({GROWTH:.0%} allowed), overhead {cost:.2%} ({OVERHEAD:.0%} allowed)")
+    if args.json is not None:
+        found = {**origin(), "memory": {ranks: asdict(course) for ranks, course in courses.items()}, "overhead": ratios}
+        write_text(Path(args.json), json.dumps(found) + "\n")
+    return 0 if most <= GROWTH and cost <= OVERHEAD else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
