@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Benchmarks of lpnet: ratios of medians, all contestants side by side in one run.
+"""Benchmarks of lpnet: ratios of medians (`engine`: of least times), all contestants side by side in one run.
 
     mpirun -n 2 python scripts/bench.py gradient [--layers 256 --width 32 --batch 256 --T 4 --json FILE]
     python scripts/bench.py optimizers [--layers 32 --work 600 --problems peaks ellipses swissroll --docs docs]
@@ -11,10 +11,10 @@
 
 `gradient`: contestants take turns within each round, so that a change of the machine's speed meets all of them. While
 one rank works alone, the others sleep. `optimizers` (see `optimizers.py`) writes results/optimizers.json and
-optimizers.png in runs/bench-optimizers (--docs: another folder). `engine` is the exact engine on one core, `memory` the
-peak memory of a rank, `gpu` one gradient on a GPU, `checkpoint` the speed of checkpoints against plain writes (see
-`engine.py`, `footprint.py`, `gpu.py`, `storage.py`). `peers` (see `peers.py`) starts its ranks itself and writes
-results/peers.json and peers.png in runs/bench-peers. Exit code 2: something given is not allowed.
+optimizers.png in runs/bench-optimizers (--docs: another folder). `engine` is the exact engine on one core,
+`memory` the peak memory of a rank, `gpu` one gradient on a GPU, `checkpoint` the speed of checkpoints against plain
+writes (see `engine.py`, `footprint.py`, `gpu.py`, `storage.py`). `peers` (see `peers.py`) starts its ranks itself and
+writes results/peers.json and peers.png in runs/bench-peers. Exit code 2: something given is not allowed.
 """
 
 import argparse

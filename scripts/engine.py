@@ -2,8 +2,8 @@
 
 For each (width, batch) three contestants take turns: autograd on the plain network, the engine, and a loop that does
 nothing but the engine's tensor operations, on as much memory, with all views made before. The difference of the last
-two, over the two visits that a gradient pays to a layer, is what the library adds to a visit. Times are those of the
-processor, which one thread has to itself while it computes, so that others on the machine are hardly felt.
+two, over the two visits that a gradient pays to a layer, is what the library adds to a visit. Times are the least
+that the processor took in any round: others on the machine, who take its caches, only add to that.
 """
 
 import argparse
@@ -86,11 +86,10 @@ def measured(args: argparse.Namespace, width: int, batch: int) -> dict[str, floa
             contestant.run()
             if round_ >= 2:
                 taken.append(time.process_time() - begin)
-    autograd, engine, alone = (1e6 * statistics.median(taken) / args.layers for taken in seconds)
-    overhead = statistics.median(e - a for e, a in zip(*seconds[1:], strict=True)) * 1e6 / args.layers / 2
+    autograd, engine, alone = (1e6 * min(taken) / args.layers for taken in seconds)
     return {
         "width": width, "batch": batch, "autograd_us": autograd, "engine_us": engine, "bare_us": alone,
-        "ratio": engine / autograd, "overhead_us": overhead, "gradient_error": wrong,
+        "ratio": engine / autograd, "overhead_us": (engine - alone) / 2, "gradient_error": wrong,
     }  # fmt: skip
 
 
