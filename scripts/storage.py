@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from footprint import forget, resident
 
 import lpnet
 from lpnet import folders, launch, slab
@@ -57,7 +58,7 @@ def storage(args: argparse.Namespace, versions: dict[str, str]) -> None:
     seconds: dict[str, list[float]] = {"plain": [], "checkpoint": [], "read": []}
     held = tempfile.TemporaryDirectory(dir=args.folder) if comm.rank == 0 else None
     folder = Path(launch.share(comm, held.name if held is not None else ""))
-    size = 0
+    size = memory = 0
     for round_ in range(args.rounds + 1):
         found = {}
         comm.barrier(idle=True)
@@ -65,7 +66,10 @@ def storage(args: argparse.Namespace, versions: dict[str, str]) -> None:
             found["plain"] = plain(folder / "plain", size, piece)
             (folder / "plain").unlink()
         comm.barrier(idle=True)
+        before = resident("VmRSS")
+        forget()
         written = file.write(folder / "checkpoint.h5", comm, own)
+        memory = comm.agree(resident("VmHWM") - before)
         found["checkpoint"], size = written.seconds, written.bytes
         comm.barrier(idle=True)
         began = time.perf_counter()
@@ -78,12 +82,13 @@ def storage(args: argparse.Namespace, versions: dict[str, str]) -> None:
                 seconds[name].append(value)
     if held is not None:
         held.cleanup()
-        _report(args, comm.size, size, seconds, versions)
+        _report(args, (comm.size, size, memory), seconds, versions)
 
 
 def _report(
-    args: argparse.Namespace, ranks: int, size: int, seconds: dict[str, list[float]], versions: dict[str, str]
+    args: argparse.Namespace, case: tuple[int, int, int], seconds: dict[str, list[float]], versions: dict[str, str]
 ) -> None:
+    ranks, size, memory = case
     median = {name: statistics.median(values) for name, values in seconds.items()}
     pairs = zip(seconds["plain"], seconds["checkpoint"], strict=True)
     ratio = statistics.median(a / b for a, b in pairs)
@@ -92,10 +97,11 @@ def _report(
     for name, value in median.items():
         print(f"{name:12s} {value:9.2f} {min(seconds[name]):9.2f} {size / 2**30 / value:7.2f}")
     print(f"speed of a checkpoint over that of plain writes, median of the rounds: {ratio:.2f}")
+    print(f"memory of a rank meanwhile, at most, beside its own rows: {memory / 2**20:.1f} MiB")
     if args.json:
         problem = {key: getattr(args, key) for key in ("layers", "width", "rounds")}
-        found = {"problem": problem, "ranks": ranks, "bytes": size, "versions": versions, "seconds": seconds}
-        Path(args.json).write_text(json.dumps(found | {"ratio": ratio}, indent=2) + "\n")
+        found = {"problem": problem, "ranks": ranks, "versions": versions, "bytes": size, "memory": memory}
+        Path(args.json).write_text(json.dumps(found | {"seconds": seconds, "ratio": ratio}, indent=2) + "\n")
 
 
 def add(commands, number: Callable, versions: Callable[[], dict[str, str]]) -> None:
