@@ -71,9 +71,8 @@ class Trained:
         return [p.detach() for p in self.training.net.parameters()]
 
 
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what the clock says."""
-    found = {key: value for key, value in record.items() if key != "seconds"}
-    if "levels" in found:
-        found["levels"] = [timeless(level) for level in found["levels"]]
-    return found
+def timeless(found: Any) -> Any:
+    """Without what the clock says, on all levels."""
+    if isinstance(found, dict):
+        return {key: timeless(value) for key, value in found.items() if key != "seconds"}
+    return [timeless(value) for value in found] if isinstance(found, list) else found

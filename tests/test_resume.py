@@ -7,6 +7,7 @@ import pytest
 import torch
 from resumption import Trained, timeless
 
+from lpnet.checkpoint.store import Checkpoints
 from lpnet.choices import SCHEDULES
 from lpnet.optimizers import OPTIMIZERS, SEARCHING
 from lpnet.slab import Comm
@@ -56,15 +57,29 @@ def compare(whole: Trained, parts: list[Trained]) -> None:
     assert [text for part in parts for text in part.log.warnings] == whole.log.warnings
 
 
+def compare_files(one: Path, other: Path) -> None:
+    """The newest checkpoints hold the same: so would all that comes after."""
+    first, second = (Checkpoints(Comm(), path, 2).newest(pytest.fail) for path in (one, other))
+    assert repr(timeless(first.meta)) == repr(timeless(second.meta))  # not a number is not equal to itself
+    assert set(first.names()) == set(second.names())
+    for name in first.names():
+        torch.testing.assert_close(first.whole(name), second.whole(name), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.filterwarnings("ignore:lpnet")
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_that_goes_on_is_the_one_that_never_stopped(name: str, tmp_path: Path) -> None:
     arguments, stops = CASES[name]
+    torch.manual_seed(1)
     whole = Trained(Comm(), tmp_path / "whole", arguments)
-    torch.manual_seed(len(whole.log.records))  # that of another process
-    parts = [Trained(Comm(), tmp_path / "parts", arguments, stop) for stop in (*stops, None)]
+    torch.manual_seed(1)
+    parts = [Trained(Comm(), tmp_path / "parts", arguments, stops[0])]
+    for stop in (*stops[1:], None):
+        torch.manual_seed(2)  # that of another process
+        parts.append(Trained(Comm(), tmp_path / "parts", arguments, stop))
     assert all(part.stopped for part in parts[:-1])
     compare(whole, parts)
+    compare_files(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("size", [16, 40, 41, None])
