@@ -47,6 +47,8 @@ class Training:
         epochs: number of passes over the training examples, instead of steps.
         batch: examples of a mini-batch; null: all of them in each step.
         validate_every: steps between two exact evaluations (there is always one at the end); null: only that one.
+        on_nan: where loss or gradient are not finite, stop (with the last good weights), or rollback: the last update
+            is taken back, and the learning rate halved for the rest of the run (at most 10 times in a row).
     """
 
     method: Literal["gradient", "simultaneous"] = "gradient"
@@ -54,9 +56,11 @@ class Training:
     epochs: int | None = None
     batch: int | None = None
     validate_every: int | None = 50
+    on_nan: Literal["stop", "rollback"] = "stop"
 
     def __post_init__(self) -> None:
         one_of("training.method", self.method, ("gradient", "simultaneous"))
+        one_of("training.on_nan", self.on_nan, ("stop", "rollback"))
         for key in ("steps", "epochs", "batch", "validate_every"):
             whole(f"training.{key}", getattr(self, key), 1)
         if self.steps is not None and self.epochs is not None:

@@ -262,6 +262,7 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
         "method": config.training.method,
         "serial_steps": record["serial_steps"],
         "diverged_steps": record["diverged_steps"],
+        "rollbacks": record["rollbacks"],
         "largest_gradient_error": record["largest_gradient_error"],
         "largest_gradient_error_used": record["largest_gradient_error_used"],
         "layer_evaluations": record["layer_evaluations"],

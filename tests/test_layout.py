@@ -35,7 +35,7 @@ TIERS = (
     ("module",),
     ("calibration",),
     ("check", "measure", "regularizers", "sharded"),
-    ("checkpoint", "plan", "stopwatch"),
+    ("checkpoint", "finite", "plan", "stopwatch"),
     ("optim",),
     ("oneshot",),
     ("multilevel",),

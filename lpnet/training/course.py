@@ -14,6 +14,8 @@ from lpnet.training.objective import optimizer_of
 from lpnet.training.records import TOTALS, Record
 from lpnet.training.updates import make_schedule
 
+_KEPT = ("done", "converged", "factor", "in_a_row", "totals", "last")
+
 
 @dataclass
 class Course:
@@ -28,6 +30,8 @@ class Course:
         done: steps done.
         level: of multilevel training, counted from 1.
         converged: no more steps are needed on this level.
+        factor: by which the learning rates of the schedule are multiplied (see `lpnet.training.trouble`).
+        in_a_row: steps that have been taken back since the last one that was good.
         totals: over all steps.
         last: the record of the last step.
     """
@@ -40,6 +44,8 @@ class Course:
     done: int = 0
     level: int = 1
     converged: bool = False
+    factor: float = 1.0
+    in_a_row: int = 0
     totals: Record = field(default_factory=lambda: dict(TOTALS))
     last: Record = field(default_factory=dict)
 
@@ -64,11 +70,12 @@ class Course:
 
     def state(self) -> dict[str, Any]:
         """As values of JSON (and numbers that are not finite), but for optimizer and schedule."""
-        return {"done": self.done, "converged": self.converged, "totals": self.totals, "last": self.last}
+        return {key: getattr(self, key) for key in _KEPT}
 
     def restore(self, state: Mapping[str, Any], net: Network, data: Tensors) -> None:
         """Go on from there, with the batches that follow."""
-        self.done, self.converged = state["done"], state["converged"]
-        self.totals, self.last = dict(state["totals"]), dict(state["last"])
+        for key in _KEPT:
+            value = state[key]
+            setattr(self, key, dict(value) if isinstance(value, Mapping) else value)
         options = net.config.training
         self.drawn = batches(data, options.batch, net.config.run.seed, self.done)

@@ -18,9 +18,7 @@ from lpnet.training.keeper import Keeper
 from lpnet.training.loop import fit
 from lpnet.training.objective import Objective, optimizer_of
 from lpnet.training.records import Log, Record
-from lpnet.training.updates import make_schedule
-
-_SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr")  # what schedules keep with the optimizer
+from lpnet.training.updates import SCHEDULED, make_schedule
 
 
 class Training:
@@ -86,7 +84,7 @@ def onward(course: Course, coarse: Network, fine: Network) -> Course:
     schedule = make_schedule(fine.config.schedule, optimizer, course.steps)
     schedule.load_state_dict(course.schedule.state_dict())
     for group, before in zip(optimizer.param_groups, course.optimizer.param_groups, strict=True):
-        group.update({key: before[key] for key in _SCHEDULED if key in before})
+        group.update({key: before[key] for key in SCHEDULED if key in before})
     return dataclasses.replace(course, optimizer=optimizer, schedule=schedule)
 
 

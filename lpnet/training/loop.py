@@ -10,16 +10,17 @@ import math
 import time
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lpnet.errors import NonFiniteError
 from lpnet.network import Network
+from lpnet.oneshot import Progress
 from lpnet.phases import note, phase
 from lpnet.sharded import clip_grad_norm_, grad_norm, synchronize
+from lpnet.training import trouble
 from lpnet.training.course import Course
 from lpnet.training.evaluation import evaluate
 from lpnet.training.examples import Tensors
+from lpnet.training.good import Good
 from lpnet.training.keeper import Keeper
 from lpnet.training.objective import Objective, descent_of
 from lpnet.training.records import Log, Record, counted, diverged, solves
@@ -42,17 +43,19 @@ def fit(
         The record of the last step, with the accuracies at the end, `serial_steps` (how many steps took the gradient of
         the exact chain), `largest_gradient_error` (the largest estimate for the schedules of the steps; None if any
         step has none), `largest_gradient_error_used` (the same without the steps that were checked, since those used
-        the reference), `diverged_steps` (which had a solve that diverged) and `layer_evaluations` (forward and adjoint,
-        of all ranks, without line searches).
+        the reference), `diverged_steps` (which had a solve that diverged), `rollbacks` (steps that were taken back) and
+        `layer_evaluations` (forward and adjoint, of all ranks, without line searches).
 
     Raises:
-        NonFiniteError: loss or gradient stopped being finite; the network has the last good weights.
+        NonFiniteError: loss or gradient stopped being finite, and training.on_nan is stop or did not help; the network
+            has the last good weights.
         Stopped, OutputError: from the keeper.
     """
     course = Course.of(net, data) if course is None else course
     objective = Objective(net, course.optimizer)
     descent = descent_of(net, course.optimizer, objective, len(data.train_y))
-    state = State(net, data, course, descent, _copies(net))
+    good = Good(net, course.optimizer, net.config.training.on_nan == "rollback")
+    state = State(net, data, course, descent, good)
     if keeper is not None:
         keeper.begin(state)
     while course.rest:
@@ -69,37 +72,55 @@ def fit(
 def _step(state: State, objective: Objective, log: Log) -> None:
     """The next step of the course; collective."""
     start = time.perf_counter()
-    net, data, course, descent = state.net, state.data, state.course, state.descent
-    options, step = net.config.training, course.done + 1
+    net, data, course = state.net, state.data, state.course
+    every, step = net.config.training.validate_every, course.done + 1
     note(net.trunk.comm, "step", step)
     epoch, index = next(course.drawn)
-    lr = course.optimizer.param_groups[0]["lr"]
-    with phase(net.trunk.comm, "loss and gradient"):
-        loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
-    norm = _gradient_norm(net, net.config.optimizer.clip)
-    progress = descent.progress(loss, norm)
-    record: Record = {"step": step, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting, "grad_norm": norm}
-    record |= {"lr": lr, "level": course.level, "layers": net.trunk.layers} | solves(net, progress)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        log.step(record | {"seconds": time.perf_counter() - start})
-        _restore(net, state.good)
-        raise NonFiniteError(_stopped(record))
+    record, progress = _evaluated(state, objective, epoch, index)
+    while not trouble.is_good(record):
+        trouble.answer(state, data.train_x[index], record | {"seconds": time.perf_counter() - start}, log)
+        record, progress = _evaluated(state, objective, epoch, index)
+    course.in_a_row = 0 if state.good.moved else course.in_a_row
     course.totals |= counted(course.totals, progress)
     if progress.diverged and not course.last.get("diverged"):
         log.warn(diverged(step, progress))
-    _copy(state.good, net)
-    with phase(net.trunk.comm, "optimizer"):
-        descent.update()
+    state.good.keep()
+    with phase(net.trunk.comm, "optimizer"), trouble.scaled(course.optimizer, course.factor):
+        state.descent.update()
     course.done, course.converged = step, progress.converged
     if step < course.steps:  # a schedule is made for so many steps, and not one more
         course.schedule.step()
     record["seconds"] = time.perf_counter() - start
-    if not course.rest or (options.validate_every and step % options.validate_every == 0):
-        record |= evaluate(net, data)
-        if synchronize(net):
-            log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
+    if not course.rest or (every and step % every == 0):
+        record |= _validated(state, record, log)
     log.step(record)
     course.last = record
+
+
+def _evaluated(state: State, objective: Objective, epoch: int, index: Tensor) -> tuple[Record, Progress]:
+    """Loss and gradient of these examples, and what a step tells of them; collective."""
+    net, data, course, descent = state.net, state.data, state.course, state.descent
+    lr = course.optimizer.param_groups[0]["lr"] * course.factor
+    with phase(net.trunk.comm, "loss and gradient"):
+        loss = descent.evaluate(data.train_x[index], data.train_y[index], index).item()
+    norm = _gradient_norm(net, net.config.optimizer.clip)
+    progress = descent.progress(loss, norm)
+    record: Record = {"step": course.done + 1, "epoch": epoch, "loss": loss, "cross_entropy": objective.fitting}
+    record |= {"grad_norm": norm, "lr": lr, "level": course.level, "layers": net.trunk.layers}
+    return record | solves(net, progress), progress
+
+
+def _validated(state: State, record: Record, log: Log) -> Record:
+    """Losses and accuracies behind a step; those behind the last step of a level must be finite. Collective."""
+    net, data = state.net, state.data
+    found = evaluate(net, data)
+    if not state.course.rest and not math.isfinite(found["train_loss"]):
+        trouble.answer(state, data.train_x, record | found, log)
+        found = evaluate(net, data)
+    if synchronize(net):
+        step = record["step"]
+        log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
+    return found
 
 
 def _ended(course: Course) -> str:
@@ -111,29 +132,3 @@ def _gradient_norm(net: Network, largest: float | None) -> float:
     parameters = list(net.parameters())
     with phase(net.trunk.comm, "norm of the gradient"):
         return float(grad_norm(parameters) if largest is None else clip_grad_norm_(parameters, largest))
-
-
-def _copies(net: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in net.parameters()]
-
-
-def _copy(kept: list[Tensor], net: nn.Module) -> None:
-    """Keep the parameters as they are, where earlier ones were kept."""
-    for value, p in zip(kept, net.parameters(), strict=True):
-        value.copy_(p.detach())
-
-
-def _restore(net: nn.Module, values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for p, value in zip(net.parameters(), values, strict=True):
-            p.copy_(value)
-
-
-def _stopped(record: Record) -> str:
-    which = "loss" if not math.isfinite(record["loss"]) else "grad_norm"
-    step = record["step"]
-    kept = f"the last good weights, those of step {step - 1}, are kept" if step > 1 else "the initial weights are kept"
-    return (
-        f"step {step}: the {which.replace('grad_norm', 'norm of the gradient')} is {record[which]} "
-        f"(learning rate {record['lr']:g}); a smaller optimizer.lr, optimizer.clip or trunk.T may help; {kept}"
-    )

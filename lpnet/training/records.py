@@ -12,6 +12,7 @@ Record = dict[str, Any]
 TOTALS: Record = {
     "serial_steps": 0,
     "diverged_steps": 0,
+    "rollbacks": 0,
     "largest_gradient_error": 0.0,
     "largest_gradient_error_used": 0.0,
     "layer_evaluations": 0,

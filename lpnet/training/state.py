@@ -2,7 +2,7 @@
 
 Weights, optimizer and schedule are as `lpnet.checkpoint.states` has them. Besides:
 
-    good/trunk/K        the last weights whose loss was finite
+    good/trunk/K        the last weights whose loss was finite; good/optimizer/… what the optimizer had kept with them
     generator/cpu       the generators of torch
     warm/…              what the next solves start from (`lpnet.training.warm`)
 """
@@ -10,7 +10,7 @@ Weights, optimizer and schedule are as `lpnet.checkpoint.states` has them. Besid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -30,6 +30,7 @@ from lpnet.sharded import slab_of
 from lpnet.training import warm
 from lpnet.training.course import Course
 from lpnet.training.examples import Tensors
+from lpnet.training.good import Good
 
 
 @dataclass
@@ -41,14 +42,14 @@ class State:
         data: the examples.
         course: where the training stands.
         descent: its method.
-        good: the last weights whose loss was finite, in the order of the parameters.
+        good: what it goes back to when numbers stop being finite.
     """
 
     net: Network
     data: Tensors
     course: Course
     descent: Descent
-    good: list[Tensor]
+    good: Good
 
     def content(self, warm_states: bool) -> Content:
         """For a checkpoint, with what the next solves start from or without; collective."""
@@ -59,7 +60,13 @@ class State:
                 found.whole[path] = value
             else:
                 found.rows[path] = Rows(value)
+        if self.good.whole:
+            kept = states.of_optimizer(cast(Any, self.good), net)
+            whole = {f"good/{name}": value for name, value in kept.whole.items()}
+            rows = {f"good/{name}": value for name, value in kept.rows.items()}
+            found |= Content({"good": kept.meta}, whole, rows)
         found.meta |= {"course": course.state(), "trunk": of_trunk(net.trunk), "method": of_method(self.descent)}
+        found.meta["moved"] = self.good.moved
         return found | _generators() | (warm.content(net.trunk) if warm_states else Content())
 
     def restore(self, stored: Stored) -> None:
@@ -76,6 +83,9 @@ class State:
             for path, p, value in self._good():
                 slab = slab_of(p)
                 value.copy_(stored.whole(path) if slab is None else stored.rows(path, slab.lo, slab.hi))
+            self.good.moved = stored.meta["moved"]
+            if self.good.whole:
+                states.into_optimizer(cast(Any, _OfGood(stored)), cast(Any, self.good), net)
             course.restore(stored.meta["course"], net, self.data)
             into_trunk(stored.meta["trunk"], net.trunk)
             into_method(stored.meta["method"], self.descent, self.data)
@@ -84,8 +94,24 @@ class State:
                 warm.restore(stored, net.trunk)
 
     def _good(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for (name, p), value in zip(self.net.named_parameters(), self.good, strict=True):
+        for (name, p), value in zip(self.net.named_parameters(), self.good.weights, strict=True):
             yield f"good/{name.replace('.', '/')}", p, value
+
+
+class _OfGood:
+    """What a checkpoint has of `State.good`, as if it were all."""
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored, self.meta, self.unusable = stored, stored.meta["good"], stored.unusable
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored.shape(f"good/{name}")
+
+    def whole(self, name: str) -> Tensor:
+        return self._stored.whole(f"good/{name}")
+
+    def rows(self, name: str, lo: int, hi: int) -> Tensor:
+        return self._stored.rows(f"good/{name}", lo, hi)
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from lpnet.choices import Schedule
 from lpnet.optimizers import NEWTON, OPTIMIZERS, Optimizer
 from lpnet.regularizers import Penalty
 
+SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr")
+"""What schedules keep with the optimizer."""
+
 
 def make_optimizer(
     options: Optimizer, of: nn.Module | Iterable[Tensor], penalties: Sequence[Penalty] = ()
