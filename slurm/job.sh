@@ -135,7 +135,8 @@ begin_again() {
     case $state in
         RUNNING* | *TimeLimit*) ;;
         *)
-            say "$state, not requeued; to go on: sbatch slurm/train.sbatch --resume $folder"
+            say "ended from outside (${state% None}), not requeued"
+            say "to go on: sbatch slurm/train.sbatch --resume $folder"
             return
             ;;
     esac

@@ -99,7 +99,7 @@ def test_a_stopped_run_is_requeued_and_resumed(variables: dict[str, str], job: s
 @pytest.mark.parametrize(
     ("variables", "does", "state", "said"),
     [
-        (JOB, STOPS, "COMPLETING None", "COMPLETING None, not requeued; to go on: sbatch slurm/train.sbatch --resume"),
+        (JOB, STOPS, "COMPLETING None", "ended from outside (COMPLETING), not requeued\njob 7: to go on: sbatch"),
         (JOB, "exit 75", "RUNNING None", "stopped with no step beyond the first, not requeued"),
         (JOB | {"LPNET_REQUEUE": "0"}, STOPS, "RUNNING None", ""),
     ],
