@@ -10,6 +10,7 @@ within one layer is an error, and a layer that chooses nothing takes nothing bac
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
@@ -21,7 +22,7 @@ from lpnet.choices import SCHEDULES, SOLVERS, require, solver_options
 from lpnet.config import LAYER_KEYS, STEPPER_KEYS, Config, as_dict, fitting_steppers, trunk_options
 from lpnet.errors import InputError, shown
 from lpnet.fabrics import FABRICS
-from lpnet.keys import DEFAULT_PRESET, leaves, one_line, sections, unknown_key
+from lpnet.keys import DEFAULT_PRESET, leaves, one_line, require_known, sections, unknown_key
 from lpnet.launch import Answer
 from lpnet.optimizers import OPTIMIZERS, SEARCHING, WHOLE_BATCH, optimizer_options
 from lpnet.presets import PRESETS
@@ -176,7 +177,13 @@ def _undone_trunk(lower: Flat, upper: Flat) -> Iterator[str]:
 # ---- jsonargparse --------------------------------------------------------------------------------------------------
 
 
+@cache
 def _parser() -> ArgumentParser:
+    """The parser, which takes longer to be made than to read what there is."""
+    return _new_parser()
+
+
+def _new_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lpnet.train",
         usage="[mpirun -n P] python -m lpnet.train [PRESET] [--config FILE.yaml] [--section.key VALUE ...]",
@@ -203,15 +210,16 @@ def _parser() -> ArgumentParser:
 
 
 def _help(values: Flat) -> str:
-    parser = _parser()
+    parser = _new_parser()
     parser.set_defaults({key: value for key, value in values.items() if key in leaves()})
     return str(parser.format_help())
 
 
 def _file(path: str) -> Flat:
     """The values that a YAML file gives."""
-    text = yamltext.read(path, "--config")
+    text, content = yamltext.read(path, "--config")
     try:
+        require_known(content)
         values = _flat(one_line(lambda: _parser().parse_string(text, defaults=False)))
         return _checked({key: value for key, value in values.items() if not (value is None and key in sections())})
     except InputError as error:

@@ -5,13 +5,13 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError
 
 from lpnet.config import Config
-from lpnet.errors import InputError, shortened
+from lpnet.errors import InputError, shortened, shown
 from lpnet.fabrics import FABRICS
 from lpnet.presets import PRESETS
 
@@ -64,7 +64,9 @@ def _said(message: str) -> str:
         return f"preset: no name given, one of {', '.join(PRESETS)} allowed"
     if wrong and wrong[1] in sections():
         return f"{wrong[1]}: no mapping of its keys given, --{wrong[1]}.KEY VALUE allowed"
-    for pattern in (r"unrecognized arguments: ([^ ]+)", r"Option '(.*)' is not accepted", r'Parser key "(.*)":\s'):
+    if words := re.search(r"unrecognized arguments: (.*)", message, re.DOTALL):
+        return unknown_key(next((word for word in words[1].split(" ") if word), "''"))
+    for pattern in (r"Option '(.*)' is not accepted", r'Parser key "(.*)":\s'):
         if unknown := re.search(pattern, message):
             return unknown_key(unknown[1])
     if unknown := re.search(r"Group '(.*)' does not accept option '(.*)'", message):
@@ -74,9 +76,24 @@ def _said(message: str) -> str:
         return f"{flag}: nothing given, {_words(hint) if hint else FLAGS.get(missing[1], 'a value')} needed"
     if flag := re.search(r"argument (?:-\w/)?(--\S+): ignored explicit argument (.*)", message):
         return f"{flag[1]}: {shortened(flag[2])} given, no value allowed"
-    if key := re.search(r"Key must be a string, got: (.*)\.", message):
-        return f"{shortened(key[1])}: no text given as a key, texts allowed"
-    return " ".join(message.split())
+    words_of_its_own = shortened(" ".join(message.split()))
+    return f"arguments: some given that cannot be used ({words_of_its_own}), keys of the configuration allowed"
+
+
+def require_known(values: Mapping[Any, Any], prefix: str = "") -> None:
+    """Require that all keys of nested mappings are keys of the configuration.
+
+    Raises:
+        InputError: one is not.
+    """
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise InputError(f"{prefix}{shown(key)}: no text given as a key, texts allowed")
+        name = prefix + key
+        if name in sections() and isinstance(value, Mapping):
+            require_known(value, f"{name}.")
+        elif name not in sections() and name not in leaves() and name != "preset":
+            raise InputError(unknown_key(name))
 
 
 def unknown_key(argument: str) -> str:

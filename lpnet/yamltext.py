@@ -30,8 +30,8 @@ class ValueWithoutSense(yaml.YAMLError):
     """YAML with a value that is not what its tag says."""
 
 
-def read(path: str, key: str) -> str:
-    """The text of a file that holds a mapping.
+def read(path: str, key: str) -> tuple[str, Mapping[Any, Any]]:
+    """The text of a file that holds a mapping, and this mapping.
 
     Args:
         path: its name.
@@ -58,7 +58,7 @@ def read(path: str, key: str) -> str:
     if not isinstance(content, Mapping):
         given = f"{shown(path)} given, no mapping"
         raise InputError(f"{key}: {given}; lines like 'trunk:', '  layers: 64' allowed")
-    return text
+    return text, content
 
 
 def require_plain(text: str) -> Any:

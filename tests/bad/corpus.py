@@ -6,6 +6,7 @@ A case is an entry of a YAML file beside this one:
     run      what is given to the command, as in a shell
     says     what the one line has to say, in pieces
     files    name -> text, or {maker: argument} of `makers`
+    warned   (optional) true: warnings of one line each may come before
 
 and a file has `command` (with arguments before the case's) and `arguments` (behind them) for all its cases.
 
@@ -28,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ PATIENCE = 15.0
 sys.path += [str(folder) for folder in (HERE, HERE.parent, ROOT / "scripts") if str(folder) not in sys.path]
 
 LINE = re.compile(r"(lpnet(\.\w+)?|bench\.py): error: [^\n]+: [^\n]*\b(given|unknown)\b[^\n]*\n")
+WARNINGS = r"\A(lpnet\.\w+: warning: [^\n]+\n)+"
 ENDS = ("allowed", "needed", "did you mean")
 """Of key, what was given, and what is allowed the last one."""
 
@@ -65,6 +68,7 @@ class Case:
     arguments: tuple[str, ...]
     says: tuple[str, ...]
     files: Mapping[str, Any]
+    warned: bool = False
 
     def words(self) -> list[str]:
         """What starts it, behind the name of the interpreter."""
@@ -94,7 +98,8 @@ class Case:
             found.append(f"exit code {code}")
         if out:
             found.append(f"says {out!r} on standard output")
-        if not LINE.fullmatch(err) or not any(end in err for end in ENDS):
+        error = re.sub(WARNINGS, "", err) if self.warned else err
+        if not LINE.fullmatch(error) or not any(end in err for end in ENDS):
             found.append(f"no line of key, given and allowed: {err!r}")
         return found + [f"does not say {part!r}: {err!r}" for part in self.says if part not in err]
 
@@ -108,9 +113,8 @@ def cases() -> Iterator[Case]:
         for one in group["cases"]:
             run = str(one.get("run", ""))
             name = f"{file.stem}: {one.get('name', run) or 'nothing'}"
-            yield Case(
-                name, command, (*before, *shlex.split(run), *behind), tuple(one["says"]), one.get("files", {})
-            )
+            words, says = (*before, *shlex.split(run), *behind), tuple(one["says"])
+            yield Case(name, command, words, says, one.get("files", {}), one.get("warned", False))
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -121,11 +125,13 @@ def state(folder: Path) -> dict[str, str]:
     }
 
 
-def judged(case: Case, folder: Path, outcome: Callable[[], tuple[int, str, str]]) -> list[str]:
-    """What is wrong with a case that is done in a folder with its files."""
-    before, start = state(folder), time.monotonic()
+def judged(
+    case: Case, folder: Path, outcome: Callable[[], tuple[int, str, str]], clock: Callable[[], float]
+) -> list[str]:
+    """What is wrong with a case that is done in a folder with its files; `clock` tells seconds."""
+    before, start = state(folder), clock()
     code, out, err = outcome()
-    taken = time.monotonic() - start
+    taken = clock() - start
     found = case.faults(code, out, err)
     if taken > PATIENCE:
         found.append(f"takes {taken:.1f} s")
@@ -199,7 +205,8 @@ def done_apart(ranks: int) -> int:
             folder = Path(name)
             case.prepare(folder)
             start = time.monotonic()
-            found = judged(case, folder, lambda case=case, folder=folder: apart(case, folder, ranks))
+            outcome = partial(apart, case, folder, ranks)
+            found = judged(case, folder, outcome, time.monotonic)
             longest = max(longest, time.monotonic() - start)
         count, wrong = count + 1, wrong + bool(found)
         print(f"{'wrong ' if found else 'ok    '} {case.name}", *found, sep="\n        ", flush=True)

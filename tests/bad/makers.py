@@ -1,16 +1,25 @@
 """Files of the corpus that are no texts: each function writes one, from the argument that the case gives it."""
 
+import atexit
+import contextlib
+import io
 import json
+import shutil
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
 
-from lpnet import modelfile
+from lpnet import modelfile, train
+from lpnet.log import RunLog
+from lpnet.slab import Comm
 
 GOOD = {"x": [[0.0, 1.0], [1.0, 0.5], [0.5, 0.5], [2.0, 1.0]], "y": [0, 1, 0, 1]}
 
@@ -159,3 +168,56 @@ def point(path: Path, change: dict[str, Any]) -> None:
     found |= {"seconds": 1.0, "quartiles": [1.0, 1.0], "gradient_error": None, "memory_mib": None, "fabric": None}
     found |= {"origin": {}}
     path.write_text(json.dumps([found | change]), encoding="utf-8")
+
+
+def stopped(path: Path, damage: dict[str, Any]) -> None:
+    """The folder of a run that has not come to its end, all of whose checkpoints are damaged alike.
+
+    Args:
+        path: of the folder.
+        damage: {} for none; cut: a share that is left, flip: a place from 0 to 1, text: what they hold instead,
+            zeros: a number of bytes, foreign: any other HDF5 file, without: files and folders that are missing.
+    """
+    shutil.copytree(_run(), path)
+    for name in damage.get("without", []):
+        gone = path / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    for file in (path / "checkpoints").glob("*.h5") if set(damage) - {"without"} else ():
+        if "foreign" in damage:
+            h5(file, damage["foreign"])
+        else:
+            file.write_bytes(_damaged(file.read_bytes(), **damage))
+
+
+def _damaged(
+    content: bytes, cut: float = 1.0, flip: float | None = None, text: str | None = None, zeros: int | None = None
+) -> bytes:
+    if text is not None or zeros is not None:
+        return bytes(zeros or 0) if text is None else text.encode()
+    at = int((flip or 0.0) * len(content))
+    wrong = bytes([content[at] ^ (0 if flip is None else 0xFF)])
+    return (content[:at] + wrong + content[at + 1 :])[: int(cut * len(content))]
+
+
+def stopped_on_others(path: Path, _: Any) -> None:
+    """A run on own.npz, which then has become another."""
+    data = path.parent / "own.npz"
+    good(data, None)
+    _train(path, f"--data.name=file --data.path={data} --trunk.layers=4 --training.steps=1 --training.batch=null")
+    npz(data, GOOD | {"x": [[1.0, 1.0], [1.0, 0.5], [0.5, 0.5], [2.0, 1.0]]})
+
+
+@cache
+def _run() -> Path:
+    held = Path(tempfile.mkdtemp(prefix="lpnet-bad-run-"))
+    atexit.register(shutil.rmtree, held)
+    size = "--data.train=30 --data.validation=20 --trunk.layers=4 --trunk.width=3"
+    _train(held / "run", f"{size} --training.steps=1 --training.batch=null")
+    return held / "run"
+
+
+def _train(path: Path, arguments: str) -> None:
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), mock.patch.object(RunLog, "draw"):
+        train.job(Comm(), [*arguments.split(), "--schedule.warmup=0", f"--run.dir={path}"])
+    (path / "summary.json").unlink()
