@@ -22,6 +22,8 @@ find_launcher() {
             # What mpirun starts on a node by srun, on behalf of all ranks there, must not be bound to one core.
             export SLURM_CPU_BIND=none
             if sees_its_own; then bind_by_mpirun "$cores"; fi
+            # SIGUSR1 is no reason to end for a rank that does not heed it yet.
+            launch+=(bash -c 'trap "" USR1; exec "$@"' rank)
             ;;
         srun)
             # The embedded MPICH speaks PMI; a cluster's own MPI has the cluster's default.

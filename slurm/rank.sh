@@ -6,7 +6,10 @@
 # ones, and report that instead.
 
 trap : TERM USR1 # SLURM signals all processes of a task, so the command has it too
-"$@" &
+(
+    trap '' USR1 # until it heeds that: SIGUSR1 is no reason to end while it starts
+    exec "$@"
+) &
 rank=$!
 while :; do
     code=0

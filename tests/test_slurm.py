@@ -77,6 +77,27 @@ def test_training_names_its_run_folder(name: str, arguments: list[str], expected
     assert trained(tmp_path) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("version", "bound"),
+    [
+        ("HYDRA build details", " -bind-to hwthread:2"),
+        ("mpirun (Open MPI) 5.0.8", " --map-by slot:PE=2 --bind-to core:overload-allowed"),
+        ("another one", ""),
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_mpirun_binds_ranks_where_the_node_is_theirs(version: str, bound: str, shared: bool, tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    mine = {"SLURM_CPUS_PER_TASK": "2", "SLURM_CPUS_ON_NODE": str(cores - 1 if shared else cores)}
+    mpirun = f'if [[ $1 == --version ]]; then echo "{version}"; else echo "$OMP_NUM_THREADS $@" >>asked; fi'
+    prepare(tmp_path, "", "", {".venv/bin/mpirun": mpirun})
+    given = environment(tmp_path, JOB | mine | {"LPNET_LAUNCHER": "mpirun"})
+    assert subprocess.run(command("train", []), env=given, timeout=30).returncode == 0
+    words = asked(tmp_path)[-1].split(" bash -c ")[0]
+    assert words.startswith("2 ")
+    assert words.endswith(f" -n 2{'' if shared else bound}")
+
+
 @pytest.mark.parametrize("code", [0, 2, 5, 137])
 def test_other_codes_end_the_job(code: int, tmp_path: Path) -> None:
     assert batch(tmp_path, "train", JOB, ["peaks"], f"exit {code}").returncode == code
@@ -156,7 +177,7 @@ def test_a_lost_rank_takes_all_ranks_along(does: str, code: int, tmp_path: Path)
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 75])
 def test_ranks_that_all_end_are_left_alone(code: int, tmp_path: Path) -> None:
-    done = rank(tmp_path, f"kill -TERM $PPID; kill -USR1 $PPID; sleep 0.1; exit {code}")
+    done = rank(tmp_path, f"kill -TERM $PPID; kill -USR1 $PPID; kill -USR1 $$; sleep 0.1; exit {code}")
     assert (done.returncode, done.stderr) == (code, "")
     assert not (tmp_path / "asked").exists()
 
@@ -188,8 +209,8 @@ def environment(folder: Path, variables: dict[str, str]) -> dict[str, str]:
     return kept | given | variables | {"SLURM_SUBMIT_DIR": str(folder)}
 
 
-def prepare(folder: Path, does: str, state: str) -> None:
-    """A folder with the scripts, an empty python, and the commands of SLURM, which say what they are asked for."""
+def prepare(folder: Path, does: str, state: str, more: dict[str, str] | None = None) -> None:
+    """A folder with the scripts, an empty python, commands of SLURM that say what they are asked for, and more."""
     shutil.copytree(ROOT / "scripts", folder / "scripts", dirs_exist_ok=True)
     shutil.copytree(ROOT / "slurm", folder / "slurm", dirs_exist_ok=True)
     scontrol = 'if [[ $1 == show ]]; then echo "TaskPlugin = task/affinity"; else echo "scontrol $@" >>asked; fi'
@@ -200,7 +221,7 @@ def prepare(folder: Path, does: str, state: str) -> None:
         "bin/scancel": 'echo "scancel $@" >>asked',
         "bin/squeue": f"echo '{state}'",
     }
-    for name, text in files.items():
+    for name, text in (files | (more or {})).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
