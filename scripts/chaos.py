@@ -113,8 +113,8 @@ class Run:
         if strike.kind in ("mpirun", "launcher") and job.ranks == 1:  # there is none
             strike = replace(strike, kind="rank")
         if self.wait(job, strike):
-            blow = Blow(strike, job.ranks, self.folder.step())
             stepping = self.folder.version not in (0, self.version)
+            blow = Blow(strike, job.ranks, self.folder.step() if stepping else max(self.newest, 0))
             if self.hit(job, strike):
                 limit = self.limit(strike.kind, stepping)
                 full = strike.kind == "disk"
@@ -298,6 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     faults = sum(len(blow.faults) for blow in blows)
     print(f"{len(blows)} strikes on {len(apart)} runs, {faults} faults; histories equal to {max(apart):.1e}")
+    for kind in dict.fromkeys(blow.strike.kind for blow in blows):
+        seconds = [blow.seconds for blow in blows if blow.strike.kind == kind]
+        print(f"{kind}: {len(seconds)}, after which jobs ended within {max(seconds):.1f} s")
     if args.json is not None:
         found = {**origin(), "seed": args.seed, "blows": [asdict(blow) for blow in blows], "apart": apart}
         write_text(Path(args.json), json.dumps(found, indent=1) + "\n")
