@@ -132,11 +132,19 @@ class Lock:
         self.path = folder / LOCK
         try:
             self._handle = self._taken(key)
+            self._sign()
         except OSError as error:
             allowed = "a folder that can be written to allowed"
             raise InputError(f"{key}: {str(folder)!r} given ({reason(error)}), {allowed}") from None
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+
+    def _sign(self) -> None:
+        """Say who holds it."""
+        try:
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+        except OSError:  # a disk that is full has room for an empty file
+            self.release()
+            raise
 
     def _taken(self, key: str) -> int:
         while True:

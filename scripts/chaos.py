@@ -8,13 +8,14 @@ between steps, while a checkpoint is written, in an evaluation, at its end. A st
 all of them, SIGTERM to mpirun, SIGKILL to everything but the ranks, or a disk without room. Each time the run goes on
 on a random number of ranks from --resume-ranks. If it is done before it was struck often enough, another one begins.
 
-After every strike: all processes have ended within --limit seconds (where they end in good order, those that the
-undisturbed run took for its end come on top, and for its start if need be), with the exit code that docs/operations.md
-promises; all checkpoints that there are can be read, and there is one as soon as there are metrics; temporary files of
-earlier strikes are gone as soon as there is a new one. At the end: each step has one line of metrics, equal to that of
-the undisturbed run but for the time, to rounding (TOLERANCE), and bit for bit up to the first checkpoint behind which
-the number of ranks was another; summary and weights are equal to rounding; the folder has the same files, among them no
-temporary file and no lock. Other options (--section.key VALUE) are those of `python -m lpnet.train`.
+After every strike: all processes have ended within --limit seconds (where they end in good order, or have lost mpirun
+while they start, those that the undisturbed run took for its end and its start come on top), with the exit code that
+docs/operations.md promises; all checkpoints that there are can be read, and there is one as soon as there are metrics;
+temporary files of earlier strikes are gone as soon as there is a new one. At the end: each step has one line of
+metrics, equal to that of the undisturbed run but for the time, to rounding (TOLERANCE), and bit for bit up to the
+first checkpoint behind which the number of ranks was another; summary and weights are equal to rounding; the folder
+has the same files, among them no temporary file and no lock. Other options (--section.key VALUE) are those of `python
+-m lpnet.train`.
 
 Exit code 0: all of this held; 1: some of it did not, and the folder is kept; 2: something given is not allowed.
 """
@@ -129,9 +130,9 @@ class Run:
 
     def limit(self, kind: str, stepping: bool) -> float:
         """Seconds within which a job must have ended."""
-        if kind in ("rank", "launcher"):
+        if kind == "rank" or (kind == "launcher" and stepping):
             return self.args.limit
-        more = 0.0 if stepping else 5 * self.reference.starting  # it stops behind its first step, on up to five ranks
+        more = 0.0 if stepping else 5 * self.reference.starting  # it notices when it has started, on up to five ranks
         return self.args.limit + self.reference.ending + more
 
     def wait(self, job: Job, strike: Strike) -> bool:

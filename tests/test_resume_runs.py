@@ -197,6 +197,19 @@ def test_one_run_at_a_time_works_in_a_folder(killed: Path, tmp_path: Path, capsy
     assert run(tmp_path / "new") == 0
 
 
+def test_a_disk_without_room_for_the_lock_is_no_disk_for_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert run(tmp_path / "run") == launch.BAD_INPUT
+    said = f"lpnet.train: error: run.dir: '{tmp_path / 'run'}' given (No space left on device), a folder that can be"
+    assert capsys.readouterr().err.startswith(said)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 def test_cold_starts_are_spoken_of(tmp_path: Path, at_step: Any, capsys: pytest.CaptureFixture[str]) -> None:
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     given = ("--training.method=simultaneous", "--run.checkpoint_warm=false")
