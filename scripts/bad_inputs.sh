@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything in tests/bad under mpirun: one clear line, exit code 2 of all ranks, nothing written, in under 15 s each.
 #
-#   scripts/bad_inputs.sh [RANKS]            each case as a command of its own, as a user gives it (3 ranks; 30 minutes)
-#   scripts/bad_inputs.sh --quick [RANKS]    all cases in one start of the ranks, one after the other (2 minutes)
+#   scripts/bad_inputs.sh [RANKS]            each case as a command of its own, as a user gives it (3 ranks; an hour)
+#   scripts/bad_inputs.sh --quick [RANKS]    all cases in one start of the ranks, one after the other (minutes)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -20,4 +20,4 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if ((quick)); then
     exec "${mpirun[@]}" -n "$count" "$python" tests/bad/corpus.py --here
 fi
-exec "$python" tests/bad/corpus.py --ranks "$count"
+LPNET_MPIRUN="${mpirun[*]}" exec "$python" tests/bad/corpus.py --ranks "$count"

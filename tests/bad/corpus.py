@@ -7,10 +7,14 @@ A case is an entry of a YAML file beside this one:
     says     what the one line has to say, in pieces
     files    name -> text, or {maker: argument} of `makers`
     warned   (optional) true: warnings of one line each may come before
+    alone    (optional) true: of a command that starts its ranks itself, and says so where a launcher has
 
 and a file has `command` (with arguments before the case's) and `arguments` (behind them) for all its cases.
 
-    python tests/bad/corpus.py [--ranks P] [--here]    each case as a command by itself; --here: all in this process
+    python tests/bad/corpus.py [--ranks P] [--every N]    each case, or each N-th one, as a command of its own
+    [mpirun -n P] python tests/bad/corpus.py --here       all cases in this process, or in those of P ranks
+
+A command is started by what LPNET_MPIRUN says, else by the mpirun beside Python, else by the first on PATH.
 """
 
 import argparse
@@ -28,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,8 +71,9 @@ class Case:
     command: str
     arguments: tuple[str, ...]
     says: tuple[str, ...]
-    files: Mapping[str, Any]
+    files: Mapping[str, Any] = field(default_factory=dict)
     warned: bool = False
+    alone: bool = False
 
     def words(self) -> list[str]:
         """What starts it, behind the name of the interpreter."""
@@ -91,8 +96,8 @@ class Case:
                 ((maker, argument),) = content.items()
                 getattr(importlib.import_module("makers"), maker)(path, argument)
 
-    def faults(self, code: int, out: str, err: str) -> list[str]:
-        """What is wrong with an outcome; empty: nothing."""
+    def faults(self, code: int, out: str, err: str, ranks: int = 1) -> list[str]:
+        """What is wrong with an outcome on so many ranks; empty: nothing."""
         found = []
         if code != 2:
             found.append(f"exit code {code}")
@@ -101,7 +106,8 @@ class Case:
         error = re.sub(WARNINGS, "", err) if self.warned else err
         if not LINE.fullmatch(error) or not any(end in err for end in ENDS):
             found.append(f"no line of key, given and allowed: {err!r}")
-        return found + [f"does not say {part!r}: {err!r}" for part in self.says if part not in err]
+        says = (f"ranks: {ranks} of a launcher given",) if self.alone and ranks > 1 else self.says
+        return found + [f"does not say {part!r}: {err!r}" for part in says if part not in err]
 
 
 def cases() -> Iterator[Case]:
@@ -114,7 +120,8 @@ def cases() -> Iterator[Case]:
             run = str(one.get("run", ""))
             name = f"{file.stem}: {one.get('name', run) or 'nothing'}"
             words, says = (*before, *shlex.split(run), *behind), tuple(one["says"])
-            yield Case(name, command, words, says, one.get("files", {}), one.get("warned", False))
+            how = {key: one[key] for key in ("files", "warned", "alone") if key in one}
+            yield Case(name, command, words, says, **how)
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -126,13 +133,13 @@ def state(folder: Path) -> dict[str, str]:
 
 
 def judged(
-    case: Case, folder: Path, outcome: Callable[[], tuple[int, str, str]], clock: Callable[[], float]
+    case: Case, folder: Path, outcome: Callable[[], tuple[int, str, str]], clock: Callable[[], float], ranks: int = 1
 ) -> list[str]:
-    """What is wrong with a case that is done in a folder with its files; `clock` tells seconds."""
+    """What is wrong with a case that is done in a folder with its files, on so many ranks; `clock` tells seconds."""
     before, start = state(folder), clock()
     code, out, err = outcome()
     taken = clock() - start
-    found = case.faults(code, out, err)
+    found = case.faults(code, out, err, ranks)
     if taken > PATIENCE:
         found.append(f"takes {taken:.1f} s")
     if state(folder) != before:
@@ -165,7 +172,7 @@ def together(case: Case, folder: Path) -> list[str]:
         code, out, err = here(case)
     finally:
         os.chdir(before)
-    found = case.faults(code, out, err) if comm.rank == 0 else []
+    found = case.faults(code, out, err, comm.size) if comm.rank == 0 else []
     comm.barrier()
     if state(folder) != files:
         found.append(f"leaves {sorted(set(state(folder)) ^ set(files))}")
@@ -178,8 +185,8 @@ def together(case: Case, folder: Path) -> list[str]:
 def apart(case: Case, folder: Path, ranks: int) -> tuple[int, str, str]:
     """The same as a command of its own, on so many ranks."""
     beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    launch = [str(mpirun), "-n", str(ranks)] if ranks > 1 else []
+    found = str(beside) if beside.exists() else str(shutil.which("mpirun"))
+    launch = [*os.environ.get("LPNET_MPIRUN", found).split(), "-n", str(ranks)] if ranks > 1 else []
     paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [*launch, sys.executable, *case.words()], cwd=folder, capture_output=True, text=True, check=False,
@@ -192,21 +199,22 @@ def main() -> int:
     """Do all cases; the exit code: 0 where all are refused as they should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--here", action="store_true")
     given = parser.parse_args()
-    return done_here() if given.here else done_apart(given.ranks)
+    return done_here() if given.here else done_apart(given.ranks, given.every)
 
 
-def done_apart(ranks: int) -> int:
-    """All cases as commands."""
+def done_apart(ranks: int, every: int) -> int:
+    """The cases as commands, or each so many-th of them."""
     count, wrong, longest = 0, 0, 0.0
-    for case in cases():
+    for case in list(cases())[::every]:
         with tempfile.TemporaryDirectory(prefix="lpnet-bad-") as name:
             folder = Path(name)
             case.prepare(folder)
             start = time.monotonic()
             outcome = partial(apart, case, folder, ranks)
-            found = judged(case, folder, outcome, time.monotonic)
+            found = judged(case, folder, outcome, time.monotonic, ranks)
             longest = max(longest, time.monotonic() - start)
         count, wrong = count + 1, wrong + bool(found)
         print(f"{'wrong ' if found else 'ok    '} {case.name}", *found, sep="\n        ", flush=True)
