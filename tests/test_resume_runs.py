@@ -240,7 +240,10 @@ def test_a_full_disk_ends_a_run_whose_checkpoints_stay(
     assert history(folder) == history(undisturbed)
 
 
-def test_the_clock_leaves_a_hundredth_of_the_time_to_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_clock_leaves_a_hundredth_of_the_time_to_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
     now = [0.0]
     monkeypatch.setattr(keeper.time, "perf_counter", lambda: now[0])
 
@@ -251,8 +254,10 @@ def test_the_clock_leaves_a_hundredth_of_the_time_to_checkpoints(monkeypatch: py
         saved.append(now[0])
 
     store: Any = SimpleNamespace(comm=Comm(), save=save)
-    state: Any = SimpleNamespace(course=SimpleNamespace(done=0, over=False), content=lambda warm: Content())
-    one = Keeper(store, keeper.Around(Content), None, True)
+    course = SimpleNamespace(done=0, over=False)
+    state: Any = SimpleNamespace(course=course, content=lambda warm: Content(), restore=save)
+    stored: Any = SimpleNamespace(close=lambda: None) if resumed else None
+    one = Keeper(store, keeper.Around(Content), None, True, stored)
     one.begin(state)
     while now[0] < 1000:
         now[0] += 1.0

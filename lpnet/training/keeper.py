@@ -59,9 +59,11 @@ class Keeper:
     def begin(self, state: State) -> None:
         """A level begins: the first one with a checkpoint, or where the run was left; collective."""
         if self._stored is not None:
+            start = time.perf_counter()
             state.restore(self._stored)
             self._stored.close()
             self._stored = None
+            self._took(start)  # to read one takes about as long as to write one
         elif not state.course.done:
             self._save(state)
 
@@ -100,5 +102,8 @@ class Keeper:
         start = time.perf_counter()
         with phase(self.comm, "checkpoint"):
             self.store.save(state.course.done, state.content(self.warm) | self.around.content())
+        self._took(start)
+
+    def _took(self, start: float) -> None:
         self._last = time.perf_counter()
         self._seconds = [*self._seconds[-9:], self._last - start]
