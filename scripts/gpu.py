@@ -132,8 +132,8 @@ class Problem:
         args = self.args
         made = lpnet.LayerParallel(
             lpnet.dynamics.Dense(args.width), args.layers, args.T,
-            forward=options, adjoint=options, comm=slab.Comm(), dtype=torch.float32, device=self.device,
-        )  # fmt: skip
+            forward=options, adjoint=options, comm=slab.Comm(), dtype=torch.float32,
+        ).to(self.device)  # fmt: skip
         made.load_state_dict(dict(self.theta))
         return of_trunk(made, self.y, self.bar)
 

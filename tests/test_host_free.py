@@ -42,9 +42,8 @@ class OnDevice(TorchDispatchMode):
 
 
 def trunk(options: Any, layers: int = 16, width: int = 4, device: str = "meta", **more: Any) -> lpnet.LayerParallel:
-    return lpnet.LayerParallel(
-        lpnet.dynamics.Dense(width), layers, 2.0, forward=options, adjoint=options, device=device, **more
-    )
+    made = lpnet.LayerParallel(lpnet.dynamics.Dense(width), layers, 2.0, forward=options, adjoint=options, **more)
+    return made.to(device)
 
 
 def gradient(made: lpnet.LayerParallel, width: int = 4) -> None:
