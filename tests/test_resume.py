@@ -1,5 +1,6 @@
 """A training that was stopped and goes on is the one that was never stopped, bit for bit."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "simultaneous with batches": (ONESHOT, (1, 4)),
     "simultaneous on three levels": (ONESHOT + DEEP, (4,)),
     "simultaneous with classes": ((*ONESHOT, "--oneshot.warm=class"), (3,)),
+    "simultaneous in a file": ((*ONESHOT, f"--oneshot.scratch={tempfile.gettempdir()}"), (1, 3)),
     "simultaneous with lbfgs": ((*ONESHOT, *FULL, "--optimizer.name=lbfgs"), (3,)),
     "simultaneous with bcd": ((*ONESHOT, *FULL, "--optimizer.name=bcd"), (3,)),
     "until converged": ((*ONESHOT, *FULL, "--oneshot.tol=0.5", "--training.steps=12"), (1, 2)),
