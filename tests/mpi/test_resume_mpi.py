@@ -25,15 +25,11 @@ ONESHOT = ("--training.method=simultaneous",)
 TAU = tuple(f"--solver.{way}.initial=tau" for way in ("forward", "adjoint"))
 
 CASES: dict[str, tuple[str, ...]] = {
-    "adam": ADAM,
     "tau on three levels": ADAM + SOLVERS + DEEP + FULL + TAU,
     "ranks without layers": ("--trunk.layers=2", *FULL, *TAU, "--solver.forward.coarsening=2"),
-    "lbfgs": ADAM[1:3] + SOLVERS + FULL + ("--optimizer.name=lbfgs",),
     "simultaneous with batches on three levels": ADAM + SOLVERS + DEEP + ONESHOT,
-    "simultaneous with classes": ADAM + SOLVERS + ONESHOT + ("--oneshot.warm=class",),
-    "control": ADAM + SOLVERS + ("--control.gradient_tol=0.01", "--control.every=2"),
-    "levels": ADAM + SOLVERS + ("--multilevel.levels=2",),
-    "control grid": ADAM + SOLVERS + ("--trunk.controls=5",),
+    "levels and control": ADAM + SOLVERS + ("--multilevel.levels=2", "--control.gradient_tol=0.01"),
+    "control grid and lbfgs": ADAM[1:3] + SOLVERS + FULL + ("--trunk.controls=5", "--optimizer.name=lbfgs"),
 }
 
 
