@@ -16,10 +16,14 @@ from lpnet.slab import Comm
 from lpnet.training.examples import batches
 
 FULL = ("--training.batch=null",)
-ONESHOT = ("--training.method=simultaneous",)
+ONESHOT = (
+    "--training.method=simultaneous", "--trunk.layers=32", "--solver.forward.coarsening=4",
+    "--solver.adjoint.coarsening=4", "--control.gradient_tol=0.9",
+)  # fmt: skip
 TAU = tuple(f"--solver.{way}.initial=tau" for way in ("forward", "adjoint"))
 WARM = tuple(f"--solver.{way}.initial=warm" for way in ("forward", "adjoint"))
 DEEP = tuple(f"--solver.{way}.{key}" for way in ("forward", "adjoint") for key in ("levels=3", "coarsening=2"))
+REMEMBERING = {*ONESHOT[:1], *TAU, *WARM}
 LEVELS = ("--multilevel.levels=3", "--training.steps=9")
 
 
@@ -47,7 +51,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "control": (("--control.gradient_tol=0.01", "--control.every=2", "--trunk.T=10", "--optimizer.lr=0.1"), (2, 4, 5)),
     "control grid": (("--trunk.controls=4", "--trunk.basis=linear", "--optimizer.name=adamw"), (3,)),
     "levels": (LEVELS, (1, 3, 4, 6, 8)),
-    "levels with tau": ((*LEVELS, *ONESHOT, "--trunk.layers=16"), (2, 3, 7)),
+    "levels with tau": (LEVELS + ONESHOT, (2, 3, 7)),
     "levels with momentum": ((*LEVELS, "--optimizer.name=sgd", "--optimizer.momentum=0.9", "--trunk.layers=16"), (5,)),
     "random layers": (("--trunk.init=random", "--optimizer.clip=0.1", "--run.dtype=float32"), (3,)),
 }
@@ -61,9 +65,10 @@ def compare(whole: Trained, parts: list[Trained]) -> None:
     assert [text for part in parts for text in part.log.warnings] == whole.log.warnings
 
 
-def compare_files(one: Path, other: Path) -> None:
+def compare_files(one: Path, other: Path, remembers: bool) -> None:
     """The newest checkpoints hold the same: so would all that comes after."""
     first, second = (Checkpoints(Comm(), path, 2).newest(pytest.fail) for path in (one, other))
+    assert set(first.meta["warm"]) == ({"forward", "adjoint"} if remembers else set())
     assert repr(timeless(first.meta)) == repr(timeless(second.meta))  # not a number is not equal to itself
     assert set(first.names()) == set(second.names())
     for name in first.names():
@@ -83,7 +88,7 @@ def test_a_training_that_goes_on_is_the_one_that_never_stopped(name: str, tmp_pa
         parts.append(Trained(Comm(), tmp_path / "parts", arguments, stop))
     assert all(part.stopped for part in parts[:-1])
     compare(whole, parts)
-    compare_files(tmp_path / "whole", tmp_path / "parts")
+    compare_files(tmp_path / "whole", tmp_path / "parts", bool(REMEMBERING & set(arguments)))
 
 
 @pytest.mark.parametrize("size", [16, 40, 41, None])
