@@ -64,8 +64,8 @@ class RunLog:
         self._profile.after(done)
         with written(comm, folder):
             if self.speaks:
+                self._history = History(folder / METRICS, unpacked(history, done))  # by which a run is known
                 folders.write_text(folder / CONFIG, dump(config))
-                self._history = History(folder / METRICS, unpacked(history, done))
         if self.speaks:
             shown = sys.stderr.isatty() if config.run.progress is None else config.run.progress
             self._bar = tqdm(

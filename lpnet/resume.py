@@ -6,6 +6,7 @@ The newest checkpoint that is whole says all: configuration, state and history. 
 so that the lines of steps which are done again are not there twice.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,10 @@ from lpnet.checkpoint.stored import Stored
 from lpnet.commandline import from_mapping
 from lpnet.config import Config, as_dict
 from lpnet.errors import InputError, warn
-from lpnet.launch import Answer, share, together
+from lpnet.launch import Answer, together
 from lpnet.log import RunLog
 from lpnet.multilevel import Ascent
-from lpnet.rundir import SUMMARY
+from lpnet.rundir import METRICS, SUMMARY
 from lpnet.slab import Comm
 from lpnet.training.keeper import Around, Keeper
 from lpnet.training.levels import Training
@@ -75,7 +76,9 @@ def left(comm: Comm, folder: Path, asked: Resume) -> Left:
         Answer: it is finished.
         InputError: there is no checkpoint that is whole, or it is none of a run.
     """
-    if share(comm, "yes" if comm.rank == 0 and (folder / SUMMARY).exists() else ""):
+    with together(comm):
+        finished = comm.rank == 0 and _is_finished(folder)
+    if comm.agree(int(finished)):
         raise Answer(f"{folder}: this run is finished, nothing is left to do")
 
     def tell(text: str) -> None:
@@ -85,6 +88,23 @@ def left(comm: Comm, folder: Path, asked: Resume) -> Left:
     stored = Checkpoints(comm, folder / FOLDER, 1).newest(tell)
     with together(comm):
         return _left(stored, asked, comm.rank == 0)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the results are there, which are written last.
+
+    Raises:
+        InputError: there is not even a checkpoint.
+    """
+    try:
+        with (folder / SUMMARY).open(encoding="utf-8") as file:
+            return "steps" in json.load(file)
+    except (OSError, ValueError, TypeError):  # none, or none of ours
+        pass
+    if (folder / METRICS).exists() and not any((folder / FOLDER).glob("step-*.h5")):
+        allowed = f"begin anew with --run.dir {folder}"
+        raise InputError(f"--resume: {str(folder)!r} given, a run that ended before its first checkpoint; {allowed}")
+    return False
 
 
 def _left(stored: Stored, asked: Resume, first: bool) -> Left:

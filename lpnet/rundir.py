@@ -88,12 +88,21 @@ def _given(name: str) -> Path:
     if LOCK in found:
         Lock(folder, "run.dir").release()  # rather in use than not empty
         found.discard(LOCK)
-    if found:
+    if found and not _is_unbegun(folder, found):
         allowed = f"a new or an empty folder allowed, or --resume {name} to go on with a run"
         raise InputError(f"run.dir: {name!r} given, which is not empty; {allowed}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _unwritable(name, "not writable")
     return folder
+
+
+def _is_unbegun(folder: Path, found: set[str]) -> bool:
+    """Whether this is all of a run that ended before its first checkpoint, so that nothing is lost with it."""
+    made = (METRICS, CONFIG, CHECKPOINTS)
+    if not found <= {*made, *(f"{name}.part" for name in made)} or not {METRICS, f"{METRICS}.part"} & found:
+        return False
+    lines = METRICS in found and (folder / METRICS).stat().st_size > 0
+    return not lines and not any((folder / CHECKPOINTS).glob("step-*.h5"))
 
 
 def _unwritable(name: str, why: str) -> InputError:

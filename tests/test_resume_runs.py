@@ -291,3 +291,33 @@ def test_histories_are_not_believed(change: Callable[[bytes], bytes], said: str,
     with pytest.raises(InputError, match=said):
         History(log, unpacked(change(packed), 2000))
     assert log.read_bytes() == raw
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000000.h5.part").write_text("half")
+    (folder / "metrics.jsonl").touch()
+    assert resumed(folder) == 2
+    assert "ended before its first checkpoint; begin anew with --run.dir" in capsys.readouterr().err
+    assert run(folder, "--training.steps", "2") == 0
+    assert len(metrics(folder)) == 2
+    assert steps(folder) == ["step-00000000.h5", "step-00000002.h5"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "notes.txt"])
+def test_a_folder_with_a_file_of_the_users_is_not_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    assert run(tmp_path, "--training.steps", "2") == 2
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_an_empty_summary_does_not_make_a_run_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--training.steps", "2") == 0
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text("")
+    assert resumed(folder) == 0
+    assert json.loads((folder / "summary.json").read_text())["train_loss"] == whole["train_loss"]

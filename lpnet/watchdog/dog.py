@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from lpnet.errors import warn
 from lpnet.launch import FAILED, STALLED
@@ -47,7 +48,10 @@ def watching(comm: Comm, name: str, stall: float | None) -> Iterator[None]:
         name: of the command, for messages.
         stall: the seconds; None: nothing is watched.
     """
-    links = None if stall is None else connected(comm)
+    links = None
+    if stall is not None:
+        import_module("torch._dynamo")  # as the first optimizer does, in seconds or minutes without any progress
+        links = connected(comm)
     if stall is None or links is None:
         if stall is not None and comm.rank == 0:
             warn("run.stall: not all ranks can connect to rank 0 by TCP, nobody will notice that the run stalls")
