@@ -81,7 +81,9 @@ def _within(kind: Callable[[str], Any], least: float, most: float) -> Callable[[
 def _range(least: float, most: float) -> str:
     if least == -math.inf:
         return f"at most {most:g}"
-    return f"at least {least:g}" if most == math.inf else f"{least:g} to {most:.15g}"
+    if most == math.inf:
+        return f"at least {least:g}"
+    return f"{least:g} to {most}" if isinstance(most, int) else f"{least:g} to {most:.15g}"
 
 
 def _shown(text: str) -> str:

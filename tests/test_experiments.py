@@ -41,7 +41,7 @@ def test_list_names_all() -> None:
     [
         ([], "NAME: nothing given"),
         (["ordres"], "NAME: 'ordres' given, did you mean orders?"),
-        (["orders", "--seed", "-1"], "--seed: '-1' given, a whole number of at least 0 allowed"),
+        (["orders", "--seed", "-1"], "--seed: -1 given, a whole number of 0 to 9223372036854775807 allowed"),
         (["orders", "--fast"], "--fast"),
         (["orders", "--out", "/dev/null/pictures"], "--out: '/dev/null/pictures' given"),
     ],
