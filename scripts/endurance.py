@@ -8,7 +8,8 @@ each rank is looked at during the run; a line is fitted to that behind step 500.
 
 Overhead: runs of --paired steps with checkpoints at the default interval and without any between the first and the last
 take turns, --rounds times; the time is that between the first and the last line of the metrics. The median of the
-ratios of neighbours may be 1.02. Where other work shares the machine it says more of that. --rounds 0: not at all.
+ratios of neighbours may be 1.02. Where other work shares the machine it says more of that, and processor time, which is
+printed beside it, is the better witness. --rounds 0: not at all.
 
 Other options (--section.key VALUE) are those of `python -m lpnet.train`. Exit code 0: both are kept; 1: they are not;
 2: something given is not allowed.
@@ -52,11 +53,13 @@ class Course:
 
     Args:
         seconds: between its first line and its last one.
+        processor: the same, of processor time of all ranks.
         steps: at which memory was looked at.
         resident: MiB of each rank, at each of these steps.
     """
 
     seconds: float
+    processor: float
     steps: list[int]
     resident: list[list[float]]
 
@@ -77,14 +80,16 @@ def seen(ranks: int, folder: Path, arguments: Sequence[str], steps: int) -> Cour
     """
     run, at, resident = Folder(folder), list[int](), list[list[float]]()
     given = ("-m", "lpnet.train", *RUN, f"--training.steps={steps}", *arguments, f"--run.dir={folder}")
-    first, last, looked, workers = 0.0, 0.0, 0.0, list[int]()
+    first, last, looked, workers = (0.0, 0.0), (0.0, 0.0), 0.0, list[int]()
     with Job(ranks, given) as job:
         while job.runs:
             step, now = run.step(), time.monotonic()
-            first, workers = (now, job.workers()) if step and not first else (first, workers)
-            if step == steps:
-                last = last or now
-            elif first and now > looked + EVERY:
+            if step and not workers:
+                workers = job.workers()
+                first = now, processor(workers)
+            if step == steps and last == (0.0, 0.0):
+                last = now, processor(workers)
+            elif workers and step < steps and now > looked + EVERY:
                 resident.append([mebibytes(pid) for pid in workers])
                 at.append(step)
                 looked = now
@@ -92,7 +97,16 @@ def seen(ranks: int, folder: Path, arguments: Sequence[str], steps: int) -> Cour
         code, _, _ = job.end(10.0)
     if code != 0:
         raise Broken(f"a run ended with code {code}: {job.said}")
-    return Course(last - first, at, resident)
+    return Course(last[0] - first[0], last[1] - first[1], at, resident)
+
+
+def processor(pids: Sequence[int]) -> float:
+    """Seconds of processor time of some processes so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def mebibytes(pid: int) -> float:
@@ -116,20 +130,31 @@ def memory(args: argparse.Namespace, folder: Path) -> dict[int, Course]:
     return found
 
 
-def overhead(args: argparse.Namespace, folder: Path) -> dict[int, list[float]]:
-    """By the number of ranks: what a run with checkpoints takes of the time of its neighbour without any, minus 1."""
-    found: dict[int, list[float]] = {ranks: [] for ranks in args.ranks}
+def overhead(args: argparse.Namespace, folder: Path) -> dict[int, list[tuple[float, float]]]:
+    """By ranks: what runs with checkpoints take beyond their neighbours without, of time and of processor time."""
+    found: dict[int, list[tuple[float, float]]] = {ranks: [] for ranks in args.ranks}
     for number in range(args.rounds):
         for ranks, ratios in found.items():
-            seconds = []
-            for more in ((), (f"--run.checkpoint_every={10 * args.paired}",))[:: 1 if number % 2 else -1]:
-                path = folder / f"paired-{number}-{ranks}-{len(seconds)}"
-                seconds.append(seen(ranks, path, (*args.more, *more), args.paired).seconds)
+            taken = {}
+            for kind in ("with", "without")[:: 1 if number % 2 else -1]:
+                more = () if kind == "with" else (f"--run.checkpoint_every={10 * args.paired}",)
+                path = folder / f"paired-{number}-{ranks}-{kind}"
+                taken[kind] = seen(ranks, path, (*args.more, *more), args.paired)
                 shutil.rmtree(path)
-            with_, without = seconds[:: 1 if number % 2 else -1]
-            ratios.append(with_ / without - 1)
-            print(f"checkpoints on {ranks} rank(s): {without:.2f} s without, {ratios[-1]:+.2%} with", flush=True)
+            with_, without = taken["with"], taken["without"]
+            ratios.append((with_.seconds / without.seconds - 1, with_.processor / without.processor - 1))
+            wall, busy = ratios[-1]
+            words = (
+                f"{without.seconds:.2f} s without, {wall:+.2%} with; processors {without.processor:.2f} s, {busy:+.2%}"
+            )
+            print(f"checkpoints on {ranks} rank(s): {words}", flush=True)
     return found
+
+
+def columns(ratios: dict[int, list[tuple[float, float]]]) -> tuple[list[list[float]], list[list[float]]]:
+    """Those of time and those of processor time, for each number of ranks that has any."""
+    filled = [each for each in ratios.values() if each]
+    return [[wall for wall, _ in each] for each in filled], [[busy for _, busy in each] for each in filled]
 
 
 def given(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -165,8 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"endurance.py: {error}", file=sys.stderr)
         return 1
     most = max(grown for course in courses.values() for grown in course.growth())
-    cost = max((statistics.median(of) for of in ratios.values() if of), default=0.0)
-    print(f"memory grows by {most:.2%} at most ({GROWTH:.0%} allowed), overhead {cost:.2%} ({OVERHEAD:.0%} allowed)")
+    cost, busy = (max((statistics.median(column) for column in each), default=0.0) for each in columns(ratios))
+    print(f"memory grows by {most:.2%} at most ({GROWTH:.0%} allowed)")
+    print(f"overhead {cost:.2%} ({OVERHEAD:.0%} allowed), {busy:.2%} of processor time")
     if args.json is not None:
         found = {**origin(), "memory": {ranks: asdict(course) for ranks, course in courses.items()}, "overhead": ratios}
         write_text(Path(args.json), json.dumps(found) + "\n")

@@ -67,12 +67,18 @@ def plan(chance: random.Random, count: int, steps: int, ranks: tuple[int, int]) 
     moments, kinds = (list(deal(chance, cards, count)) for cards in (MOMENTS, KINDS))
     inner = iter(sorted(chance.randrange(1, steps - 1) for _ in range(count)))
     found = []
-    for moment, kind in sorted(zip(moments, kinds, strict=True), key=lambda pair: pair[0] == "end"):
+    for moment, kind in sorted(zip(moments, kinds, strict=True), key=turn):
         step = steps if moment == "end" else next(inner)
         if moment == "evaluation":  # the next one, as long as there is one, is in the step behind this one
             step = min(-(-step // VALIDATE), steps // VALIDATE) * VALIDATE - 1
         found.append(Strike(moment, kind, step, chance.random(), chance.random(), chance.randint(*ranks)))
     return found
+
+
+def turn(pair: tuple[str, str]) -> int:
+    """Strikes at the end come last, and of these last the ones that a run may finish in spite of."""
+    moment, kind = pair
+    return 0 if moment != "end" else 1 if kind in ("rank", "launcher") else 2
 
 
 def deal(chance: random.Random, cards: Sequence[str], count: int) -> Iterator[str]:
