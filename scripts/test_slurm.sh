@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the batch files of slurm/ under a real SLURM of one node, which it starts for that and stops again: some ten
-# minutes on two cores (13 on busy ones). Needs root on a Debian machine; installs slurm-wlm and munge where they are missing.
+# Runs the batch files of slurm/ under a real SLURM of one node, which it starts for that and stops again: 13 minutes on
+# two cores that much else used. Needs root on a Debian machine; installs slurm-wlm and munge where they are missing.
 #
 #   scripts/test_slurm.sh
 #
