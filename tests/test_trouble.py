@@ -215,10 +215,11 @@ def test_what_fails_without_an_update_stops(monkeypatch: pytest.MonkeyPatch) -> 
         run(BACK)
 
 
-@pytest.mark.parametrize("answer", ["stop", "rollback"])
-def test_the_last_update_is_looked_at_too(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("answer", "times"), [("stop", 1), ("rollback", 1), ("rollback", 2)])
+def test_the_last_update_is_looked_at_too(answer: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is what it goes back to, after which nothing is left to be tried."""
     kept: list[list[Tensor]] = []
-    left, real = [math.nan], loop.evaluate
+    left, real = [math.nan] * times, loop.evaluate
 
     def evaluated(net: Network, data: Any) -> dict[str, Any]:
         return real(net, data) | ({"train_loss": left.pop()} if left else {})
@@ -233,7 +234,7 @@ def test_the_last_update_is_looked_at_too(answer: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(loop, "evaluate", evaluated)
     monkeypatch.setattr(Good, "keep", keep)
     log = Told()
-    if answer == "stop":
+    if answer == "stop" or times == 2:
         with pytest.raises(NonFiniteError, match=r"^step 6: the training loss is nan: "):
             fit(net, data, log)
     else:

@@ -114,7 +114,7 @@ def _validated(state: State, record: Record, log: Log) -> Record:
     """Losses and accuracies behind a step; those behind the last step of a level must be finite. Collective."""
     net, data = state.net, state.data
     found = evaluate(net, data)
-    if not state.course.rest and not math.isfinite(found["train_loss"]):
+    while not state.course.rest and not math.isfinite(found["train_loss"]):  # the second answer is to stop
         trouble.answer(state, data.train_x, record | found, log)
         found = evaluate(net, data)
     if synchronize(net):
