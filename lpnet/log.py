@@ -46,10 +46,6 @@ class RunLog:
 
     Attributes:
         failure: why the record of a step could not be written; empty: all could.
-
-    Raises:
-        OutputError: the folder cannot be written to.
-        InputError: the history is none of so many steps.
     """
 
     def __init__(
@@ -60,16 +56,27 @@ class RunLog:
         self._history: History | None = None
         self._bar: Any = None
         self._validated: float | None = None
+        self._steps, self._done, self._before = steps, done, history
         self._profile = profile_of(comm, folder, config, steps, done)
+
+    def begin(self) -> None:
+        """Steps will come: only now anything in the folder is written, or written anew; collective.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+            InputError: the history is none of so many steps; nothing was changed.
+        """
+        config, done = self.config, self._done
         self._profile.after(done)
-        with written(comm, folder):
+        with written(self.comm, self.folder):
             if self.speaks:
-                self._history = History(folder / METRICS, unpacked(history, done))  # by which a run is known
-                folders.write_text(folder / CONFIG, dump(config))
+                self._history = History(self.folder / METRICS, unpacked(self._before, done))  # by which a run is known
+                folders.write_text(self.folder / CONFIG, dump(config))
+        self._before = b""
         if self.speaks:
             shown = sys.stderr.isatty() if config.run.progress is None else config.run.progress
             self._bar = tqdm(
-                total=steps, initial=done, desc=config.preset, unit="step", disable=not shown, dynamic_ncols=True
+                total=self._steps, initial=done, desc=config.preset, unit="step", disable=not shown, dynamic_ncols=True
             )
 
     def step(self, record: dict[str, Any]) -> None:
@@ -117,8 +124,9 @@ class RunLog:
     def close(self) -> None:
         """No more steps."""
         self._profile.drop()
-        if self._history is not None:
+        if self._bar is not None:
             self._bar.close()
+        if self._history is not None:
             self._history.close()
             self._history = None
 

@@ -143,7 +143,7 @@ def keeper_of(
         history = torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
         return Content({"run": about()}, {"history": history})
 
-    around = Around(content, signal, lambda: log.failure)
+    around = Around(content, log.begin, signal, lambda: log.failure)
     store = Checkpoints(comm, folder / FOLDER, config.run.keep)
     stored = None if left is None else left.stored
     return Keeper(store, around, config.run.checkpoint_every, config.run.checkpoint_warm, stored)

@@ -129,6 +129,8 @@ class Run:
                 left.require_data(self._data)
         self.steps, self.done = config.training.total_steps(len(dataset.train_y)), 0 if left is None else left.done
         self.log = RunLog(comm, folder, config, self.steps, self.done, b"" if left is None else left.history)
+        if left is None:
+            self.log.begin()
         keeper = resume.keeper_of(comm, folder, config, self._about, self.log, left, signals.wanted)
         tensors, ascent = Tensors.of(dataset, net.classifier.weight), None if left is None else left.ascent
         self.training = Training(net, tensors, self.log, keeper, ascent)

@@ -46,7 +46,7 @@ class Trained:
             layers, ascent = stored.meta["layers"], Ascent.of(stored.meta["ascent"])
         self.log, (net, data) = Told(), network(*arguments, layers=layers, comm=comm)
         self.stop, options = stop, net.built_from.run
-        around = Around(self._content, self._signal)
+        around = Around(self._content, signal=self._signal)
         keeper = Keeper(store, around, options.checkpoint_every, options.checkpoint_warm, stored)
         self.training = Training(net, data, self.log, keeper, ascent)
         self.record: dict[str, Any] = {}

@@ -53,6 +53,7 @@ class Stored:
     Attributes:
         path: the file.
         meta: what the writer gave.
+        writer: the version of lpnet that it was.
 
     Raises:
         InputError: it is missing, damaged, or no checkpoint.
@@ -71,7 +72,7 @@ class Stored:
                 raise InputError("it is empty")
             self._bytes = status.st_size
             self._file = h5py.File(self.path, "r", locking=False)
-            self.meta: dict[str, Any] = self._open()
+            self.writer, self.meta = str(self._attribute("lpnet")), self._open()
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -97,7 +98,7 @@ class Stored:
         if self._attribute("format") != FORMAT:
             raise InputError("no checkpoint of lpnet")
         if self._attribute("schema") > SCHEMA:
-            raise InputError(f"written by a newer lpnet, {self._attribute('lpnet')}")
+            raise InputError(f"written by a newer lpnet, {self.writer}")
         raw = self._text(TABLE)
         if zlib.crc32(raw) != self._attribute("check"):
             raise InputError("its table is damaged")

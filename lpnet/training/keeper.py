@@ -28,11 +28,13 @@ class Around:
 
     Args:
         content: what they hold beside the state of the training; called on all ranks, one after the other.
+        restored: called on all ranks when a training that goes on has taken up its checkpoint.
         signal: the signal that asked this rank to stop; 0: none did.
         failure: why this rank could not write what it should; empty: it could.
     """
 
     content: Callable[[], Content]
+    restored: Callable[[], None] = lambda: None
     signal: Callable[[], int] = lambda: 0
     failure: Callable[[], str] = lambda: ""
 
@@ -64,6 +66,7 @@ class Keeper:
             self._stored.close()
             self._stored = None
             self._took(start)  # to read one takes about as long as to write one
+            self.around.restored()
         elif not state.course.done:
             self._save(state)
 

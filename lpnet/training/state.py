@@ -121,8 +121,8 @@ def _believed(stored: Stored) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise stored.unusable("it is of another training") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise stored.unusable(f"it is of another training, or lpnet {stored.writer} wrote another form") from error
 
 
 # ---- trunks and methods --------------------------------------------------------------------------------------------
