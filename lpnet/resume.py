@@ -8,6 +8,7 @@ so that the lines of steps which are done again are not there twice.
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,8 @@ def _is_finished(folder: Path) -> bool:
     Raises:
         InputError: there is not even a checkpoint.
     """
-    try:
-        with (folder / SUMMARY).open(encoding="utf-8") as file:
-            return "steps" in json.load(file)
-    except (OSError, ValueError, TypeError):  # none, or none of ours
-        pass
+    with suppress(OSError, ValueError, TypeError), (folder / SUMMARY).open(encoding="utf-8") as file:
+        return "steps" in json.load(file)  # else there is none, or none of ours
     if (folder / METRICS).exists() and not any((folder / FOLDER).glob("step-*.h5")):
         allowed = f"begin anew with --run.dir {folder}"
         raise InputError(f"--resume: {str(folder)!r} given, a run that ended before its first checkpoint; {allowed}")
