@@ -29,7 +29,7 @@ from lpnet.config import Config
 from lpnet.control import Adaptive
 from lpnet.data import DataSet
 from lpnet.dryrun import LARGEST, forecast
-from lpnet.errors import NonFiniteError, Stopped
+from lpnet.errors import NonFiniteError, Stopped, counted
 from lpnet.fabrics import FABRICS
 from lpnet.keys import leaves
 from lpnet.launch import Answer
@@ -169,7 +169,7 @@ class Run:
         config, log, ranks = self.config, self.log, self.comm.size
         if config.schedule.warmup > self.steps // 2:
             log.warn(f"schedule.warmup: {config.schedule.warmup} given, shortened to half of the {self.steps} steps")
-        where = f"{config.trunk.layers} layers on {ranks} rank{'s' * (ranks > 1)}, in {self.folder}"
+        where = f"{counted(config.trunk.layers, 'layer')} on {counted(ranks, 'rank')}, in {self.folder}"
         again = f"goes on from step {self.done} of {self.steps}, " if self.left is not None else ""
         log.say(f"{config.preset}: {again}{where}")
         for line in found:

@@ -9,6 +9,7 @@ import dataclasses
 
 from torch import Tensor
 
+from lpnet.errors import counted
 from lpnet.multilevel import Ascent, Cascade, prolongate_net, prolongate_state
 from lpnet.network import Network
 from lpnet.training.course import Course
@@ -96,7 +97,8 @@ def described(levels: list[Record]) -> list[str]:
         if level["before"] is not None:
             start = f"{level['before']:.4g}, prolongated {start} ({level['jump']:+.1%}),"
         lines.append(
-            f"{level['layers']} layers: objective {start} to {level['end']:.4g}, {level['accuracy']:.2%} validation, "
+            f"{counted(level['layers'], 'layer')}: objective {start} to {level['end']:.4g}, "
+            f"{level['accuracy']:.2%} validation, "
             f"work {level['work']:.4g} gradients of all layers, {level['seconds']:.1f} s"
         )
     return lines
