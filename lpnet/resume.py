@@ -100,7 +100,7 @@ def _is_finished(folder: Path) -> bool:
     with suppress(OSError, ValueError, TypeError), (folder / SUMMARY).open(encoding="utf-8") as file:
         return "steps" in json.load(file)  # else there is none, or none of ours
     if (folder / METRICS).exists() and not any((folder / FOLDER).glob("step-*.h5")):
-        allowed = f"begin anew with --run.dir {folder}"
+        allowed = f"one with a checkpoint allowed (or begin anew with --run.dir {folder})"
         raise InputError(f"--resume: {str(folder)!r} given, a run that ended before its first checkpoint; {allowed}")
     return False
 
