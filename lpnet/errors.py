@@ -37,6 +37,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+def utf8(text: str) -> str:
+    """A text with the name of a file in it that need not be UTF-8: what is not, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class InputError(ValueError):
     """What the user gave is not usable; the message says what was given and what is allowed.
 

@@ -2,9 +2,14 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lpnet.errors import InputError, shown
+
+PART = ".part"
+"""What the name of a file ends in that is being written."""
 
 
 def make(path: Path, key: str) -> None:
@@ -53,6 +58,23 @@ def settle(part: Path, path: Path) -> None:
     flush(path.parent)
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Inside, a file is written under this other name; then it takes the place of `path`, or is gone if that failed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        yield part
+        settle(part, path)
+    except BaseException:
+        with suppress(OSError):  # that of a failing disk says less than what is raised
+            part.unlink(missing_ok=True)
+        raise
+
+
 def flush(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -71,11 +93,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    settle(part, path)
+    with replaced(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def reason(error: OSError | ValueError) -> str:
     """Why the system refused, in a few words."""
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # what HDF5 says of it is long
+    return " ".join(str(error).split())

@@ -35,12 +35,10 @@ class History:
         self.path = path
         self._packer, self._open = zlib.compressobj(), ExitStack()
         self._packed = self._open.enter_context(_nameless(path.parent))
-        part = path.with_name(path.name + ".part")
-        with part.open("w", encoding="utf-8") as file:
+        with folders.replaced(path) as part, part.open("w", encoding="utf-8") as file:
             for line in lines:
                 file.write(line + "\n")
                 self._pack(line)
-        folders.settle(part, path)
         self._file = self._open.enter_context(path.open("a", encoding="utf-8"))
 
     def add(self, line: str) -> None:

@@ -9,7 +9,6 @@
 | `OutputError` | 4 | rank 0, one line |
 | stalled (see `lpnet.watchdog`) | 5 | rank 0: where each rank is |
 | `Stopped`: a signal came, a checkpoint was written | 75 | rank 0, one line |
-| stalled (see `lpnet.watchdog`) | 5 | rank 0: where each rank is |
 | interrupted | 130 | rank 0, one line |
 | any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
 
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from lpnet import folders, orphan, signals, slab, uncaught
-from lpnet.errors import InputError, NonFiniteError, OutputError, Stopped
+from lpnet.errors import InputError, NonFiniteError, OutputError, Stopped, utf8
 from lpnet.slab import Comm
 
 DONE, FAILED, BAD_INPUT, NON_FINITE, UNWRITABLE, STALLED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 75, 130
@@ -73,13 +72,13 @@ def written(comm: Comm, path: Path) -> Iterator[None]:
 
 
 def share(comm: Comm, text: str, root: int = 0) -> str:
-    """The text of one rank, on all ranks; collective."""
-    raw = np.frombuffer(text.encode(), dtype=np.uint8)
+    """The text of one rank, on all ranks; collective. Names of files may be in it, whose bytes need not be UTF-8."""
+    raw = np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8)
     length = comm.agree(len(raw) if comm.rank == root else 0)
     row = torch.zeros(length, dtype=torch.uint8)
     if comm.rank == root:
         row = torch.from_numpy(raw.copy())
-    return bytes(comm.bcast_(row, root).numpy()).decode() if length else ""
+    return bytes(comm.bcast_(row, root).numpy()).decode(errors="surrogateescape") if length else ""
 
 
 def run(name: str, job: Callable[[Comm], None], heeds: bool = False) -> int:
@@ -119,7 +118,7 @@ def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
         job(comm)
     except Answer as answer:
         if comm.rank == 0:
-            sys.stdout.write(f"{str(answer).rstrip()}\n")
+            sys.stdout.write(f"{utf8(str(answer)).rstrip()}\n")
         return DONE
     except _Agreed as error:
         return _say(comm, f"{name}: error: {error}", BAD_INPUT)
@@ -142,7 +141,7 @@ def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
 def _say(comm: Comm, message: str, code: int) -> int:
     """All ranks end in the same way, and rank 0 says why."""
     if comm.rank == 0:
-        sys.stderr.write(f"{message}\n")
+        sys.stderr.write(f"{utf8(message)}\n")
     return code
 
 

@@ -25,7 +25,7 @@ from lpnet import folders
 from lpnet.commandline import dump
 from lpnet.config import Config
 from lpnet.data import DataSet
-from lpnet.errors import OutputError
+from lpnet.errors import OutputError, utf8
 from lpnet.history import History, records, unpacked
 from lpnet.launch import written
 from lpnet.rundir import CONFIG, METRICS, SUMMARY, TRACE
@@ -109,12 +109,12 @@ class RunLog:
     def warn(self, message: str) -> None:
         """A line on standard error."""
         if self.speaks:
-            tqdm.write(f"lpnet.train: warning: {message}", file=sys.stderr)
+            tqdm.write(f"lpnet.train: warning: {utf8(message)}", file=sys.stderr)
 
     def say(self, message: str) -> None:
         """A line on standard output."""
         if self.speaks:
-            tqdm.write(message, file=sys.stdout)
+            tqdm.write(utf8(message), file=sys.stdout)
             sys.stdout.flush()
 
     def trained(self) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lpnet import devices, folders
+from lpnet.checkpoint.target import written_hdf5
 from lpnet.commandline import from_mapping
 from lpnet.config import Config, as_dict
 from lpnet.errors import InputError
@@ -55,10 +56,8 @@ def save(path: str | Path, net: Network) -> None:
     layers, path = net.trunk.gather_state_dict(), Path(path)
     with written(net.trunk.comm, path):
         if net.trunk.comm.rank == 0:
-            part = path.with_name(path.name + ".part")
-            with h5py.File(part, "w") as file:
+            with folders.replaced(path) as part, written_hdf5(part) as file:
                 _write(file, net, layers)
-            folders.settle(part, path)
 
 
 def _write(file: h5py.File, net: Network, layers: dict[str, Tensor]) -> None:

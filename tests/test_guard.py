@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from jobs import started, wait_for
-from small_runs import SMALL
+from small_runs import SMALL, network
 
-from lpnet import launch, sameness, signals, train
+from lpnet import launch, modelfile, sameness, signals, train
 from lpnet.checkpoint.store import FOLDER, Checkpoints
+from lpnet.errors import OutputError
 from lpnet.slab import Comm
+from lpnet.trace.record import Recording
 
 ENDLESS = ("-m", "lpnet.train", *SMALL, "--training.steps=1000000", "--training.validate_every=null")
 
@@ -113,13 +116,33 @@ def test_a_full_disk_ends_the_run_and_leaves_a_checkpoint(
     run = small_disk / "run"
     arguments = [*ENDLESS[2:], "--run.dir", str(run), f"--run.checkpoint_every={every}", "--trunk.width=8"]
     assert train.main(arguments) == launch.UNWRITABLE
-    (line,) = capsys.readouterr().err.splitlines()
+    *warnings, line = capsys.readouterr().err.splitlines()
+    assert all(": warning: step " in warning for warning in warnings)  # of solves, in a run of so many steps
     assert "No space left on device" in line
     assert str(run) in line
     stored = Checkpoints(Comm(), run / FOLDER, 1).newest(pytest.fail)
     assert stored.meta["course"]["done"] >= 0
     stored.close()
     assert list(run.glob("**/*.part")) == []
+
+
+def test_a_full_disk_leaves_neither_half_a_model_nor_half_a_trace(small_disk: Path) -> None:
+    """Where HDF5 itself writes to a full disk the process may end."""
+    net, _ = network("--trunk.width=32")
+    for room in (0, 8, 24):
+        with (small_disk / "filler").open("wb", buffering=0) as filler:
+            filler.write(bytes(200 * 1024))
+            filler.truncate(filler.tell() - room * 1024)
+        with pytest.raises(OutputError, match=r"^'.*model.h5' cannot be written \(No space left on device\)$"):
+            modelfile.save(small_disk / "model.h5", net)
+        assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    recorded = Recording(small_disk / "trace.json", net.trunk.comm)
+    recorded.begin()
+    for _ in range(200):
+        net(torch.zeros(1, net.examples.features, dtype=torch.float64))
+    with pytest.raises(OutputError, match=r"^'.*trace.json' cannot be written \(No space left on device\)$"):
+        recorded.end()
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_a_read_only_folder_is_refused(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

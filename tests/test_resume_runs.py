@@ -184,6 +184,17 @@ def test_other_data_are_refused(tmp_path: Path, at_step: Any, capsys: pytest.Cap
     assert f"--resume: a run on other examples than those of '{tmp_path / 'x.npz'}'" in capsys.readouterr().err
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path, at_step: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a system whose names are bytes."""
+    folder = tmp_path / os.fsdecode(b"\xff")
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(folder) == launch.STOPPED
+    assert "stopped by a signal" in capsys.readouterr().err
+    assert resumed(folder) == 0
+    assert resumed(folder) == 0
+    assert capsys.readouterr().out.endswith("\\udcff: this run is finished, nothing is left to do\n")
+
+
 def test_one_run_at_a_time_works_in_a_folder(killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "new").mkdir()
     capsys.readouterr()

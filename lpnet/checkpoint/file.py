@@ -35,10 +35,7 @@ from lpnet.launch import share, together
 from lpnet.phases import phase
 from lpnet.slab import Comm
 
-__all__ = ["PART", "Stored", "Written", "read", "write"]
-
-PART = ".part"
-"""What a file ends in that is being written."""
+__all__ = ["Stored", "Written", "read", "write"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def write(path: str | Path, comm: Comm, content: Content) -> Written:
     """
     began, path = time.perf_counter(), Path(os.path.expanduser(path))
     layout, meta = Layout.of(content, comm), _meta(comm, content)
-    part = path.with_name(path.name + PART)
+    part = path.with_name(path.name + folders.PART)
     filled = can_be_filled(comm)
     own = _Own(content)
     with _held(path, part, comm) as target, own:

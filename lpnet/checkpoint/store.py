@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lpnet import folders
 from lpnet.checkpoint.content import Content
-from lpnet.checkpoint.file import PART, Stored, Written, read, write
+from lpnet.checkpoint.file import Stored, Written, read, write
 from lpnet.errors import InputError, OutputError
 from lpnet.launch import share, together
 from lpnet.slab import Comm
@@ -46,7 +46,7 @@ class Checkpoints:
         with together(self.comm), self._changed():
             if self.comm.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for part in self.folder.glob(f"*{PART}"):  # of a run that was killed
+                for part in self.folder.glob(f"*{folders.PART}"):  # of a run that was killed
                     part.unlink()
         written = write(self.path(step), self.comm, content)
         with together(self.comm), self._changed():

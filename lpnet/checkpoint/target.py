@@ -3,8 +3,9 @@
 import io
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ _FLUSH = 64 * 2**20
 class Disk(io.FileIO):
     """A new file that takes whatever HDF5 writes, also after the disk has refused something, which `error` keeps.
 
-    HDF5 would not close a file that it cannot write. A thread brings the data to the disk meanwhile: the system would
-    keep gigabytes of them in memory until the end, and then be silent for long.
+    HDF5 would not close a file that it cannot write, and may end the process. A thread brings the data to the disk
+    meanwhile: the system would keep gigabytes of them in memory until the end, and then be silent for long.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,6 +74,23 @@ class Disk(io.FileIO):
         except OSError as error:
             self.error = error
             return size or 0
+
+
+@contextmanager
+def written_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, to be written inside, on a disk that may become full.
+
+    Raises:
+        OSError: the disk refuses; at the end.
+    """
+    disk = Disk(path)
+    try:
+        with h5py.File(disk, "w") as file:
+            yield file
+    finally:
+        disk.finish()
+    if disk.error is not None:
+        raise disk.error
 
 
 class Target:

@@ -13,7 +13,7 @@ import torch
 
 from lpnet import folders
 from lpnet.errors import InputError, shown
-from lpnet.launch import together
+from lpnet.launch import together, written
 from lpnet.phases import leave, observe, observers
 from lpnet.slab import Comm, world
 from lpnet.trace.alignment import Alignment, aligned
@@ -62,18 +62,23 @@ class Recording:
         self._recorder = None
 
     def end(self) -> None:
-        """Write the file; collective."""
+        """Write the file; collective.
+
+        Raises:
+            OutputError: the disk refuses; on all ranks.
+        """
         recorder = self._recorder
         self.drop()
         assert recorder is not None
         comm, (origin, error) = self.comm, self._alignment
         events = _gathered(comm, recorder.events(origin))
         worst = float(comm.allgather(np.array([error]), [1] * comm.size).max())
-        with together(comm):
+        with written(comm, self.path):
             if comm.rank == 0:
                 about = _about(comm) | {"clock_error_us": round(worst * 1e6, 3)}
                 title = f"lpnet, {about['time']} time"
-                _write(self.path, {"traceEvents": names(comm.size, title) + events, "otherData": about})
+                content = {"traceEvents": names(comm.size, title) + events, "otherData": about}
+                folders.write_text(self.path, json.dumps(content, separators=(",", ":"), allow_nan=False))
 
 
 @contextmanager
@@ -87,6 +92,7 @@ def recording(path: str | Path, comm: Comm | None = None) -> Iterator[None]:
 
     Raises:
         InputError: no such communicator, a file that cannot be written, or a recording inside of another one.
+        OutputError: at the end the disk refuses.
     """
     if comm is not None and not isinstance(comm, Comm):
         raise InputError(f"comm: {shown(comm)} given, the comm of a trunk or None allowed")
@@ -127,14 +133,3 @@ def _gathered(comm: Comm, events: list[Event]) -> list[Event]:
         row = comm.recv(torch.empty(int(sizes[source]), dtype=torch.uint8), source)
         events = events + json.loads(bytes(row.numpy()))
     return events
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """As a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise folders.unwritable(path, "path", error, "file") from None
