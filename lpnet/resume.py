@@ -142,8 +142,8 @@ def keeper_of(
         return Content({"run": about()}, {"history": history})
 
     around = Around(content, log.begin, signal, lambda: log.failure)
-    store = Checkpoints(comm, folder / FOLDER, config.run.keep)
-    stored = None if left is None else left.stored
+    stored, begun = (None, None) if left is None else (left.stored, left.done)
+    store = Checkpoints(comm, folder / FOLDER, config.run.keep, begun)
     return Keeper(store, around, config.run.checkpoint_every, config.run.checkpoint_warm, stored)
 
 

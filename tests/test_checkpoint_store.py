@@ -71,10 +71,32 @@ def test_a_run_that_went_back_leaves_none_of_the_steps_behind(tmp_path: Path) ->
     assert newest(tmp_path) == (22, [])
 
 
+@each
+def test_a_damaged_one_does_not_push_out_the_one_that_the_run_goes_on_from(tmp_path: Path, ranks: int) -> None:
+    saved(tmp_path, [10, 20], 2)
+    damage(tmp_path / "step-00000020.h5")
+
+    def go_on(comm: Comm) -> list[list[str]]:
+        store, found = Checkpoints(comm, tmp_path, 2, begun=10), []
+        for step in (25, 30):
+            store.save(step, sample(comm, step))
+            comm.barrier()
+            found.append(sorted(os.listdir(tmp_path)))
+            comm.barrier()
+        return found
+
+    for first, last in on(ranks, go_on):
+        assert first == ["step-00000010.h5", "step-00000025.h5"]
+        assert last == ["step-00000025.h5", "step-00000030.h5"]
+
+
 def test_what_a_killed_run_has_left_goes_and_foreign_files_stay(tmp_path: Path) -> None:
     for name in ("step-00000003.h5.part", "step-3.h5", "notes"):
         (tmp_path / name).touch()
-    assert saved(tmp_path, [4]) == ["notes", "step-00000004.h5", "step-3.h5"]
+    others = ["folder.part", "notes", "step-00000002.h5", "step-3.h5"]
+    for name in (others[0], others[2]):
+        (tmp_path / name).mkdir()
+    assert saved(tmp_path, [4]) == [*others[:3], "step-00000004.h5", "step-3.h5"]
     assert newest(tmp_path) == (4, [])
 
 

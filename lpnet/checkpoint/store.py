@@ -29,10 +29,12 @@ class Checkpoints:
         comm: the ranks.
         folder: holds them and nothing else, `FOLDER` of a run folder; made when it is needed.
         keep: how many are kept.
+        begun: the step whose checkpoint the run goes on from; those of later steps are damaged, or lost with it, and go
+            with the next that is saved.
     """
 
-    def __init__(self, comm: Comm, folder: Path, keep: int) -> None:
-        self.comm, self.folder, self.keep = comm, Path(folder), keep
+    def __init__(self, comm: Comm, folder: Path, keep: int, begun: int | None = None) -> None:
+        self.comm, self.folder, self.keep, self._last = comm, Path(folder), keep, begun
 
     def path(self, step: int) -> Path:
         """The file of a step."""
@@ -45,15 +47,26 @@ class Checkpoints:
         """
         with together(self.comm), self._changed():
             if self.comm.rank == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for part in self.folder.glob(f"*{folders.PART}"):  # of a run that was killed
-                    part.unlink()
+                self._clear()
         written = write(self.path(step), self.comm, content)
         with together(self.comm), self._changed():
             if self.comm.rank == 0:
                 for old in self._rest(step):
                     old.unlink()
+        self._last = step
         return written
+
+    def _clear(self) -> None:
+        """Make the folder, without what is there of a run that was killed, or of one that went too far."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            folders.flush(self.folder.parent)
+        for part in self.folder.glob(f"*{folders.PART}"):
+            if not part.is_dir():
+                part.unlink()
+        for step in self._steps():
+            if self._last is not None and step > self._last:
+                self.path(step).unlink()
 
     def _rest(self, step: int) -> list[Path]:
         """The files to remove after this step."""
@@ -93,7 +106,7 @@ class Checkpoints:
         return steps
 
     def _steps(self) -> list[int]:
-        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_file())
         return sorted(int(name[1]) for name in names if name is not None)
 
     @contextmanager
