@@ -9,9 +9,9 @@ from lpnet.launch import BAD_INPUT, DONE, NON_FINITE, STALLED, STOPPED, UNWRITAB
 MOMENTS = ("steps", "start", "checkpoint", "steps", "evaluation", "checkpoint", "end")
 """When; those of which there is more come up more often."""
 KINDS = ("rank", "all", "disk", "rank", "mpirun", "launcher")
+"""What: SIGKILL to one rank, SIGTERM to all, no room on the disk, SIGTERM to mpirun, SIGKILL to all but the ranks."""
 VALIDATE = 20
 """Steps between two evaluations."""
-"""What: SIGKILL to one rank, SIGTERM to all, no room on the disk, SIGTERM to mpirun, SIGKILL to all but the ranks."""
 
 
 @dataclass(frozen=True)

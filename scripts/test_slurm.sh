@@ -27,8 +27,10 @@ finish() {
     trap - EXIT
     set +e
     if [[ -n ${reference_pid:-} ]]; then kill "$reference_pid" 2>/dev/null; fi
-    for job in $(squeue --noheader --format %A 2>/dev/null); do scancel "$job"; done
-    wait_for 40 no_jobs
+    if [[ -n ${SLURM_CONF:-} ]]; then # else another SLURM of this machine would answer
+        for job in $(squeue --noheader --format %A 2>/dev/null); do scancel "$job"; done
+        wait_for 40 no_jobs
+    fi
     stop_cluster
     if ((code)); then
         for job in "$work"/*.out "$work"/cluster/log/slurm*.log; do
