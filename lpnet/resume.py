@@ -113,7 +113,7 @@ def _left(stored: Stored, asked: Resume, first: bool) -> Left:
         numbers = int(run["layers"]), ascent, done, float(run["seconds"]), int(run["resumed"]), int(run["data"])
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise stored.unusable("it is of no run of lpnet.train") from error
     return Left(stored, asked.of(config), *numbers, history)
 

@@ -17,7 +17,8 @@ from lpnet.module import LayerParallel
 from lpnet.slab import Comm, Slab, world
 from lpnet.sums import flat, layer_products
 
-_NOT_ELEMENTWISE = ("LBFGS", "Adafactor", "Muon")
+NOT_ELEMENTWISE = ("LBFGS", "Adafactor", "Muon")
+"""Optimizers of torch that are not."""
 
 
 def slab_of(parameter: Tensor) -> Slab | None:
@@ -133,7 +134,7 @@ def synchronize(net: nn.Module) -> bool:
 def refuse(optimizer: torch.optim.Optimizer) -> None:
     """Raise `InputError` for an optimizer of torch that is not elementwise and has slabs of layers to update."""
     kinds = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.")]
-    if not any(kind.__name__ in _NOT_ELEMENTWISE for kind in kinds):
+    if not any(kind.__name__ in NOT_ELEMENTWISE for kind in kinds):
         return
     if any(slab_of(p) is not None for group in optimizer.param_groups for p in group["params"]):
         raise InputError(

@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler
 
 import lpnet
 from lpnet import Controls, Serial, checkpoint
+from lpnet.checkpoint import file, states
 from lpnet.checkpoint.values import decoded, encoded
 from lpnet.choices import SCHEDULES, Schedule
 from lpnet.errors import InputError
@@ -158,6 +159,21 @@ def test_parts_that_are_not_there_or_not_wanted(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "c.h5", net, optimizer)
     checkpoint.save(tmp_path / "c.h5", net, optimizer)
     checkpoint.load(tmp_path / "c.h5", net)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "schedule", "user"])
+def test_what_is_refused_leaves_the_network_alone(tmp_path: Path, part: str) -> None:
+    run, other = Run(Comm()), Run(Comm())
+    run.steps(1)
+    if part == "user":
+        file.write(tmp_path / "c.h5", Comm(), states.of_net(run.net))
+    else:
+        checkpoint.save(tmp_path / "c.h5", run.net)
+    parts = {} if part == "user" else {part: getattr(other, part)}
+    before = [p.detach().clone() for p in other.net.parameters()]
+    with pytest.raises(InputError, match=f"it has no {part}|not written by"):
+        checkpoint.load(tmp_path / "c.h5", other.net, **parts)
+    assert all(torch.equal(p, q) for p, q in zip(other.net.parameters(), before, strict=True))
 
 
 def test_what_cannot_be_kept(tmp_path: Path) -> None:

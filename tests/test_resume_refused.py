@@ -1,11 +1,13 @@
 """Checkpoints whose check sums are right, but not what they say: the run folder stays as it was."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_train import run
 
 from lpnet import launch, train
@@ -39,8 +41,20 @@ def said(part: str, key: str, value: Any) -> Change:
     return change
 
 
+MOMENT = "optimizer/exp_avg/classifier/weight"
 FORGED: dict[str, Change] = {
     "a key less": said("course", "factor", ...),
+    "no number of steps": said("course", "done", math.inf),
+    "a factor that is a text": said("course", "factor", "x"),
+    "no totals": said("course", "totals", None),
+    "empty totals": said("course", "totals", {}),
+    "an empty record": said("course", "last", {}),
+    "resumed without end": said("run", "resumed", math.inf),
+    "calls without end": said("trunk", "calls", math.inf),
+    "control of another form": said("trunk", "control", {}),
+    "a moment of another shape": lambda content: content.whole.update({MOMENT: torch.zeros(3)}),
+    "a moment of another type": lambda content: content.whole.update({MOMENT: content.whole[MOMENT].long()}),
+    "a moment less": lambda content: content.meta["optimizer"]["state"]["opening.bias"]["tensors"].remove("exp_avg"),
 }
 
 

@@ -75,16 +75,17 @@ def load(
 
     comm = _ranks(net)
     stored = file.read(path, comm)
+    meta = stored.meta.get("user")
     with together(comm):
-        states.into_net(stored, net)
+        if not isinstance(meta, dict):
+            raise stored.unusable("it was not written by lpnet.checkpoint.save")
+        put = states.for_net(stored, net)
         if optimizer is not None:
             states.into_optimizer(stored, optimizer, net)
         if schedule is not None:
             states.into_schedule(stored, schedule)
+        put()
     stored.close()
-    meta = stored.meta.get("user")
-    if not isinstance(meta, dict):
-        raise stored.unusable("it was not written by lpnet.checkpoint.save")
     return meta
 
 

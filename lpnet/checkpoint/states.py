@@ -6,8 +6,9 @@
 Everything else is values of JSON, in `meta` under "net", "optimizer" and "schedule".
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lpnet.checkpoint.file import Stored
 from lpnet.checkpoint.values import decoded, encoded
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
-from lpnet.sharded import slab_of
+from lpnet.sharded import NOT_ELEMENTWISE, slab_of
 
 # How the optimizers of torch do their work, which is the business of the run that goes on.
 _MEANS = ("foreach", "fused", "capturable", "differentiable")
@@ -45,7 +46,12 @@ def of_net(net: nn.Module) -> Content:
 
 
 def into_net(stored: Stored, net: nn.Module) -> None:
-    """Put the parameters and buffers of a checkpoint into a network of the same form.
+    """Put the parameters and buffers of a checkpoint into a network of the same form; see `for_net`."""
+    for_net(stored, net)()
+
+
+def for_net(stored: Stored, net: nn.Module) -> Callable[[], object]:
+    """What puts the parameters and buffers of a checkpoint into a network of the same form.
 
     Raises:
         InputError: the network has others; nothing was changed.
@@ -59,7 +65,7 @@ def into_net(stored: Stored, net: nn.Module) -> None:
     if _of(stored, "net").get("rows") != _rows(net):
         raise stored.unusable("its weights belong to other rows, layers or control points, than those of the network")
     values = {key: _taken(stored, path, own[key], owners.get(key)) for path, key in paths.items()}
-    net.load_state_dict(values)
+    return partial(net.load_state_dict, values)
 
 
 def _parameters(net: nn.Module) -> dict[str, Tensor]:
@@ -115,7 +121,7 @@ def _believed(stored: Stored, what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise stored.unusable(f"what it says of its {what} is of another form") from error
 
 
@@ -164,6 +170,7 @@ def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Mod
         if not all(_fit(new, group) for new, group in zip(groups, optimizer.param_groups, strict=True)):
             raise stored.unusable(f"it has a {kind} of other options")
         state = {p: _state(stored, said["state"][name], p, name) for p, name in names.items()}
+        _require_whole(stored, optimizer, state)
     for p, kept in state.items():
         optimizer.state.pop(p, None)
         if kept:
@@ -198,6 +205,25 @@ def _state(stored: Stored, said: dict[str, Any], p: Tensor, name: str) -> dict[s
             raise stored.unusable(f"{path} is of another shape than its layers")
         kept[key] = value if key in said["host"] else value.to(p.device)
     return kept
+
+
+def _require_whole(stored: Stored, optimizer: torch.optim.Optimizer, state: dict[Tensor, dict[str, Any]]) -> None:
+    """Require of what an elementwise optimizer keeps that it is the same of all parameters, and in their form.
+
+    Raises:
+        InputError: it is not.
+    """
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim.") or kind.__name__ in NOT_ELEMENTWISE:
+        return
+    for group in optimizer.param_groups:
+        kept = [(p, state[p]) for p in group["params"] if state[p]]
+        if any(of_one.keys() != kept[0][1].keys() for _, of_one in kept):
+            raise stored.unusable(f"it has not the same of all parameters for a {kind.__name__}")
+        for p, of_one in kept:
+            tensors = [value for value in of_one.values() if isinstance(value, Tensor) and value.ndim]
+            if any((value.shape, value.dtype) != (p.shape, p.dtype) for value in tensors):
+                raise stored.unusable(f"it has something else for a {kind.__name__} than tensors like the parameters")
 
 
 def _names(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[Tensor, str]:

@@ -73,9 +73,19 @@ class Course:
         return {key: getattr(self, key) for key in _KEPT}
 
     def restore(self, state: Mapping[str, Any], net: Network, data: Tensors) -> None:
-        """Go on from there, with the batches that follow."""
+        """Go on from there, with the batches that follow.
+
+        Raises:
+            LookupError, ValueError: it is not what `state` says.
+        """
         for key in _KEPT:
-            value = state[key]
+            value, own = state[key], getattr(self, key)
+            if type(value) is not type(own):
+                raise ValueError(f"{key} is of another type")
             setattr(self, key, dict(value) if isinstance(value, Mapping) else value)
+        needed = {"step", "epoch", "loss"} if self.done else set()
+        needed |= set() if self.rest else {"train_loss", "val_loss", "train_accuracy", "val_accuracy"}
+        if self.totals.keys() != TOTALS.keys() or not needed <= self.last.keys():
+            raise ValueError("records are of another form")
         options = net.config.training
         self.drawn = batches(data, options.batch, net.config.run.seed, self.done)

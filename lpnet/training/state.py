@@ -143,11 +143,18 @@ def of_trunk(trunk: LayerParallel) -> dict[str, Any]:
 
 def into_trunk(state: Mapping[str, Any], trunk: LayerParallel) -> None:
     """Go on from there; what was counted on all ranks is counted on the first."""
-    trunk._calls = state["calls"]
-    trunk.info.layer_evaluations = state["layer_evaluations"] if trunk.comm.rank == 0 else 0
-    trunk._watch.restore(state["watch"])
+    trunk._calls, evaluated = int(state["calls"]), int(state["layer_evaluations"])
+    trunk.info.layer_evaluations = evaluated if trunk.comm.rank == 0 else 0
+    trunk._watch.restore(_like(state["watch"], trunk._watch.state()))
     if trunk._controller is not None:
-        trunk._controller.restore(state["control"])
+        trunk._controller.restore(_like(state["control"], trunk._controller.state()))
+
+
+def _like(state: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state, if its values are of the same types as those of a new one; None may have become anything."""
+    if state.keys() != own.keys() or any(type(state[k]) is not type(own[k]) for k in own if own[k] is not None):
+        raise ValueError("of another form")
+    return state
 
 
 def of_method(descent: Descent) -> dict[str, Any]:
@@ -166,6 +173,7 @@ def of_method(descent: Descent) -> dict[str, Any]:
 
 def into_method(state: Mapping[str, Any], descent: Descent, data: Tensors) -> None:
     """Go on from there; without mini-batches each step has all examples."""
+    state = _like(state, of_method(descent))
     if isinstance(descent, OneShot):
         descent.first_norm = state["first_norm"]
         descent.previous = data.train_x.detach().clone() if state["begun"] else None
