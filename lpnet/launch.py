@@ -105,7 +105,7 @@ def run(name: str, job: Callable[[Comm], None], heeds: bool = False) -> int:
 def _warnings_of(name: str) -> Iterator[None]:
     """Inside, a warning is one line, without the source line that brought it about."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {str(message).removeprefix('lpnet: ')}\n"
     try:
         yield
     finally:

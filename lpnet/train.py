@@ -10,6 +10,7 @@ Exit codes: see `lpnet.launch`.
 
 import dataclasses
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -157,7 +158,8 @@ class Run:
             modelfile.save(self.folder / MODEL, training.net)
             raise NonFiniteError(f"{error}: {self.folder / MODEL}") from None
         except Stopped as error:
-            raise Stopped(f"{error}; go on with: python -m lpnet.train --resume {self.folder}") from None
+            again = f"python -m lpnet.train --resume {shlex.quote(str(self.folder))}"
+            raise Stopped(f"{error}; go on with: {again}") from None
         finally:
             log.close()
         for line in described(record.get("levels", [])):
