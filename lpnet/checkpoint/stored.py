@@ -72,7 +72,8 @@ class Stored:
                 raise InputError("it is empty")
             self._bytes = status.st_size
             self._file = h5py.File(self.path, "r", locking=False)
-            self.writer, self.meta = str(self._attribute("lpnet")), self._open()
+            self.writer = str(self._attribute("lpnet"))
+            self.meta: dict[str, Any] = self._open()
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
