@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lpnet.checkpoint.file import PART
 from lpnet.checkpoint.store import FOLDER
+from lpnet.folders import PART
 from lpnet.rundir import METRICS, MODEL, SUMMARY
 
 UNLIKE = {"seconds", "wall_s", "ranks", "resumed"}

@@ -29,11 +29,11 @@ cd "$root"
 
 run 60 "$python" -m ruff check .
 run 300 "$python" -m mypy
-run 600 "$python" -m pytest -q -m "not mpi" -n auto --maxprocesses 4
+run 1200 "$python" -m pytest -q -m "not mpi" -n auto --maxprocesses 4
 if ((quick)); then exit 0; fi
 # The MPI tests: first with the serial twin of the communicator, then on several ranks. No cache: ranks would share it.
 mpi_tests=("$python" -m pytest -q -p no:cacheprovider --with-mpi -m mpi)
-run 300 "${mpi_tests[@]}"
+run 600 "${mpi_tests[@]}"
 for count in 2 3 4 5; do
-    run 300 "${mpirun[@]}" -n "$count" "${mpi_tests[@]}"
+    run 600 "${mpirun[@]}" -n "$count" "${mpi_tests[@]}"
 done

@@ -132,7 +132,7 @@ BAD_ARRAYS = {
     "one-hot labels": ("labels", "shape (30, 3)", X, np.eye(3)[Y]),
     "labels from 1": ("labels", "none that is 0", X, Y + 1),
     "one class": ("labels", "only label 0", X, 0 * Y),
-    "one example": ("train, data.validation", "1 examples", X[:1], Y[1:2]),
+    "one example": ("train, data.validation", "1 example", X[:1], Y[1:2]),
 }
 
 

@@ -96,7 +96,7 @@ def test_costs_are_measured_of_every_stepper(name: str, layers: int, monkeypatch
     [
         ("--trunk.stepper=rk4",),
         ("--trunk.stepper=ab3", "--trunk.dynamics=antisymmetric", "--trunk.T=1"),
-        ("--trunk.dynamics=second_order",),
+        ("--trunk.dynamics=second_order", "--trunk.T=1"),
     ],
 )
 def test_configurations_train_with_them(arguments: tuple[str, ...]) -> None:
