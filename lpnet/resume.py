@@ -19,14 +19,14 @@ import torch
 from lpnet.asked import Resume
 from lpnet.checkpoint.content import Content
 from lpnet.checkpoint.store import FOLDER, Checkpoints
-from lpnet.checkpoint.stored import Stored
+from lpnet.checkpoint.stored import Stored, believed
 from lpnet.commandline import from_mapping
 from lpnet.config import Config, as_dict
 from lpnet.errors import InputError, warn
 from lpnet.launch import Answer, together
 from lpnet.log import RunLog
 from lpnet.multilevel import Ascent
-from lpnet.rundir import METRICS, SUMMARY
+from lpnet.rundir import METRICS, SUMMARY, has_checkpoints
 from lpnet.slab import Comm
 from lpnet.training.keeper import Around, Keeper
 from lpnet.training.levels import Training
@@ -99,52 +99,45 @@ def _is_finished(folder: Path) -> bool:
     """
     with suppress(OSError, ValueError, TypeError), (folder / SUMMARY).open(encoding="utf-8") as file:
         return "steps" in json.load(file)  # else there is none, or none of ours
-    if (folder / METRICS).exists() and not any((folder / FOLDER).glob("step-*.h5")):
+    if (folder / METRICS).exists() and not has_checkpoints(folder):
         allowed = f"one with a checkpoint allowed (or begin anew with --run.dir {folder})"
         raise InputError(f"--resume: {str(folder)!r} given, a run that ended before its first checkpoint; {allowed}")
     return False
 
 
 def _left(stored: Stored, asked: Resume, first: bool) -> Left:
-    try:
+    with believed(stored, "it is of no run of lpnet.train"):
         run, done = stored.meta["run"], int(stored.meta["course"]["done"])
         history = bytes(stored.whole("history").numpy()) if first else b""
         ascent, config = Ascent.of(run["ascent"]), from_mapping(run["config"])
         numbers = int(run["layers"]), ascent, done, float(run["seconds"]), int(run["resumed"]), int(run["data"])
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise stored.unusable("it is of no run of lpnet.train") from error
     return Left(stored, asked.of(config), *numbers, history)
 
 
 def keeper_of(
-    comm: Comm, folder: Path, config: Config, about: Callable[[], dict[str, Any]], log: RunLog, left: Left | None,
-    signal: Callable[[], int],
+    log: RunLog, about: Callable[[], dict[str, Any]], left: Left | None, signal: Callable[[], int]
 ) -> Keeper:
     """Keeps the checkpoints of a run.
 
     Args:
-        comm: the ranks.
-        folder: of the run.
-        config: of the run.
+        log: of the run; has its history.
         about: what `about` says of it.
-        log: has its history.
         left: what it goes on from; None: it begins.
         signal: see `Around`.
     """
 
     def content() -> Content:
         packed = b""
-        with together(comm):
+        with together(log.comm):
             packed = log.packed()
         history = torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
         return Content({"run": about()}, {"history": history})
 
     around = Around(content, log.begin, signal, lambda: log.failure)
     stored, begun = (None, None) if left is None else (left.stored, left.done)
-    store = Checkpoints(comm, folder / FOLDER, config.run.keep, begun)
-    return Keeper(store, around, config.run.checkpoint_every, config.run.checkpoint_warm, stored)
+    options = log.config.run
+    store = Checkpoints(log.comm, log.folder / FOLDER, options.keep, begun)
+    return Keeper(store, around, options.checkpoint_every, options.checkpoint_warm, stored)
 
 
 def about(training: Training, config: Config, seconds: float, resumed: int, data: int) -> dict[str, Any]:

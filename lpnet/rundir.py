@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lpnet.checkpoint.store import FOLDER, steps
 from lpnet.config import Config
 from lpnet.errors import InputError, warn
-from lpnet.folders import reason
+from lpnet.folders import PART, reason
 from lpnet.launch import share, together
 from lpnet.slab import Comm
 
 METRICS, SUMMARY, CONFIG, MODEL = "metrics.jsonl", "summary.json", "config.yaml", "model.h5"
-TRACE, CHECKPOINTS, LOCK = "trace.json", "checkpoints", ".lock"
+TRACE, LOCK = "trace.json", ".lock"
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems without locks answer
 
@@ -98,11 +99,16 @@ def _given(name: str) -> Path:
 
 def _is_unbegun(folder: Path, found: set[str]) -> bool:
     """Whether this is all of a run that ended before its first checkpoint, so that nothing is lost with it."""
-    made = (METRICS, CONFIG, CHECKPOINTS)
-    if not found <= {*made, *(f"{name}.part" for name in made)} or not {METRICS, f"{METRICS}.part"} & found:
+    made = (METRICS, CONFIG, FOLDER)
+    if not found <= {*made, *(f"{name}{PART}" for name in made)} or not {METRICS, f"{METRICS}{PART}"} & found:
         return False
     lines = METRICS in found and (folder / METRICS).stat().st_size > 0
-    return not lines and not any((folder / CHECKPOINTS).glob("step-*.h5"))
+    return not lines and not has_checkpoints(folder)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there are any in a run folder, whole or damaged."""
+    return (folder / FOLDER).is_dir() and bool(steps(folder / FOLDER))
 
 
 def _unwritable(name: str, why: str) -> InputError:

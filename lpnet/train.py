@@ -132,7 +132,7 @@ class Run:
         self.log = RunLog(comm, folder, config, self.steps, self.done, b"" if left is None else left.history)
         if left is None:
             self.log.begin()
-        keeper = resume.keeper_of(comm, folder, config, self._about, self.log, left, signals.wanted)
+        keeper = resume.keeper_of(self.log, self._about, left, signals.wanted)
         tensors, ascent = Tensors.of(dataset, net.classifier.weight), None if left is None else left.ascent
         self.training = Training(net, tensors, self.log, keeper, ascent)
 

@@ -15,8 +15,20 @@ from pathlib import Path
 import lpnet
 from lpnet.scaling.ranks import mpirun
 
-MARK = "LPNET_CHAOS"
+MARK = "LPNET_JOB"
 """Environment variable by which all processes of a job are known, whoever started them."""
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Every process with this mark that is alive: its number, and its command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has ended
+            continue
+    return {pid: line for pid, line in found.items() if line}  # a zombie has none
 
 
 class Broken(Exception):
@@ -68,14 +80,7 @@ class Job:
 
     def alive(self) -> dict[int, str]:
         """Every process of the job that is alive: its number, and its command line."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={self.mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                    found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:  # it has ended
-                continue
-        return {pid: line for pid, line in found.items() if line}  # a zombie has none
+        return marked(self.mark)
 
     def workers(self) -> list[int]:
         """Processes that are ranks, in the order of their start."""

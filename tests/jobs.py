@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from scripts_folder import script
 
 import lpnet
 from lpnet import slab
 
-MARK = "LPNET_TEST_JOB"
+with script("victims") as victims:
+    MARK, marked = victims.MARK, victims.marked
 
 
 class Job:
@@ -40,14 +42,8 @@ class Job:
 
     def all(self) -> dict[int, str]:
         """Every process of the job that is alive: its number, and its command line."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={self.mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                    found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:  # it has ended
-                continue
-        return {pid: line for pid, line in found.items() if line}  # a zombie has none
+        found: dict[int, str] = marked(self.mark)
+        return found
 
     def pids(self) -> list[int]:
         """Of the ranks, once all of them are there, in the order of their start."""

@@ -5,23 +5,18 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import pytest
+from scripts_folder import SCRIPTS, script
 
 from lpnet import launch, slab
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.fixture(scope="module")
 def chaos():
-    sys.path.insert(0, str(SCRIPTS))
-    import chaos
-
-    yield chaos
-    sys.path.remove(str(SCRIPTS))
+    with script("chaos") as found:
+        yield found
 
 
 @pytest.mark.skipif(slab.launcher() is not None, reason="starts its ranks itself")

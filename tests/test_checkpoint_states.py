@@ -176,6 +176,17 @@ def test_what_is_refused_leaves_the_network_alone(tmp_path: Path, part: str) -> 
     assert all(torch.equal(p, q) for p, q in zip(other.net.parameters(), before, strict=True))
 
 
+def test_a_schedule_that_is_refused_leaves_the_optimizer_alone(tmp_path: Path) -> None:
+    run, other = Run(Comm()), Run(Comm(), schedule="step")
+    run.steps(1)
+    checkpoint.save(tmp_path / "c.h5", *run.parts)
+    lr = other.optimizer.param_groups[0]["lr"]
+    with pytest.raises(InputError, match="a SequentialLR of other options"):
+        checkpoint.load(tmp_path / "c.h5", *other.parts)
+    assert not other.optimizer.state
+    assert other.optimizer.param_groups[0]["lr"] == lr
+
+
 def test_what_cannot_be_kept(tmp_path: Path) -> None:
     run = Run(Comm())
     with pytest.raises(InputError, match=r"optimizer: a SGD of other parameters given"):

@@ -4,22 +4,18 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
+from scripts_folder import SCRIPTS, script
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL = {"layers": 64, "width": 4, "batch": 6, "T": 4.0, "seed": 0, "coarsenings": [8], "cycles": [0, 1], "passes": 2}
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    sys.path.insert(0, str(SCRIPTS))
-    import gpu
-
-    yield gpu
-    sys.path.remove(str(SCRIPTS))
+    with script("gpu") as found:
+        yield found
 
 
 def test_all_compute_the_same_gradient_and_the_verdict_is_of_the_fastest(gpu):

@@ -3,21 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+from scripts_folder import SCRIPTS, script
 
 
 @pytest.fixture(scope="module")
 def peers():
-    sys.path.insert(0, str(SCRIPTS))
-    import peers
-
-    yield peers
-    sys.path.remove(str(SCRIPTS))
+    with script("peers") as found:
+        yield found
 
 
 def run(*given, **more):

@@ -68,7 +68,7 @@ def load(
         The meta data that were given to `save`.
 
     Raises:
-        InputError: the file is missing, damaged, or of another network, optimizer or schedule.
+        InputError: the file is missing, damaged, or of another network, optimizer or schedule; nothing was changed.
     """
     from lpnet.checkpoint import file, states
     from lpnet.launch import together
@@ -79,12 +79,13 @@ def load(
     with together(comm):
         if not isinstance(meta, dict):
             raise stored.unusable("it was not written by lpnet.checkpoint.save")
-        put = states.for_net(stored, net)
+        puts = [states.for_net(stored, net)]
         if optimizer is not None:
-            states.into_optimizer(stored, optimizer, net)
+            puts.append(states.for_optimizer(stored, optimizer, net))
         if schedule is not None:
-            states.into_schedule(stored, schedule)
-        put()
+            puts.append(states.for_schedule(stored, schedule))
+        for put in puts:
+            put()
     stored.close()
     return meta
 

@@ -169,10 +169,10 @@ def _put(comm: Comm, layout: Layout, target: Target | None, own: _Own, streamed:
             own(piece)
         return
     with closing(gathered(comm, layout.pieces, own)) as coming:
-        for piece, data in coming:
-            if target is not None:
-                with phase(comm, "write"):
-                    target.put(piece, data)
+        for piece, data in coming:  # on rank 0 alone, which has the file
+            assert target is not None
+            with phase(comm, "write"):
+                target.put(piece, data)
 
 
 def _table(comm: Comm, layout: Layout, own: _Own, meta: str) -> str:

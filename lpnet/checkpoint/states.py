@@ -6,8 +6,7 @@
 Everything else is values of JSON, in `meta` under "net", "optimizer" and "schedule".
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lpnet.checkpoint.content import Content, Rows
-from lpnet.checkpoint.file import Stored
+from lpnet.checkpoint.stored import Stored, believed
 from lpnet.checkpoint.values import decoded, encoded
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
@@ -114,17 +113,6 @@ def _of(stored: Stored, key: str) -> dict[str, Any]:
     return said
 
 
-@contextmanager
-def _believed(stored: Stored, what: str) -> Iterator[None]:
-    """Inside, meta data of another form than of_... has written are an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise stored.unusable(f"what it says of its {what} is of another form") from error
-
-
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 
 
@@ -156,13 +144,18 @@ def of_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module) -> Content:
 
 
 def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Module) -> None:
-    """Put options and state into an optimizer of the same kind, of the same parameters in the same groups.
+    """Put options and state into an optimizer; see `for_optimizer`."""
+    for_optimizer(stored, optimizer, net)()
+
+
+def for_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Module) -> Callable[[], object]:
+    """What puts options and state into an optimizer of the same kind, of the same parameters in the same groups.
 
     Raises:
         InputError: it is of another kind or of other parameters; nothing was changed.
     """
     said, kind, names = _of(stored, "optimizer"), type(optimizer).__name__, _names(optimizer, net)
-    with _believed(stored, "optimizer"):
+    with believed(stored, "what it says of its optimizer is of another form"):
         groups = [{key: decoded(value) for key, value in group.items()} for group in said["groups"]]
         own = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         if said["kind"] != kind or [group["params"] for group in groups] != own:
@@ -171,6 +164,12 @@ def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Mod
             raise stored.unusable(f"it has a {kind} of other options")
         state = {p: _state(stored, said["state"][name], p, name) for p, name in names.items()}
         _require_whole(stored, optimizer, state)
+    return partial(_put, optimizer, groups, state)
+
+
+def _put(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]]
+) -> None:
     for p, kept in state.items():
         optimizer.state.pop(p, None)
         if kept:
@@ -250,17 +249,22 @@ def of_schedule(schedule: LRScheduler) -> Content:
 
 
 def into_schedule(stored: Stored, schedule: LRScheduler) -> None:
-    """Put the state into a schedule of the same kind, made with the same options.
+    """Put the state into a schedule; see `for_schedule`."""
+    for_schedule(stored, schedule)()
+
+
+def for_schedule(stored: Stored, schedule: LRScheduler) -> Callable[[], object]:
+    """What puts the state into a schedule of the same kind, made with the same options.
 
     Raises:
         InputError: it is of another kind; nothing was changed.
     """
     said, kind = _of(stored, "schedule"), type(schedule).__name__
-    with _believed(stored, "schedule"):
+    with believed(stored, "what it says of its schedule is of another form"):
         state = decoded(said["state"])
         if said["kind"] != kind or not _is_like(state, schedule.state_dict()):
             raise stored.unusable(f"it has a {said['kind']} of other options, no {kind} like this")
-    schedule.load_state_dict(state)
+    return partial(schedule.load_state_dict, state)
 
 
 def _is_like(state: Any, own: Any) -> bool:

@@ -22,6 +22,16 @@ FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
+def steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints, whole or damaged, are in a folder, in order.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names = (_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_file())
+    return sorted(int(name[1]) for name in names if name is not None)
+
+
 class Checkpoints:
     """The checkpoints in a folder, of which all ranks see the same; nobody else may write there.
 
@@ -64,15 +74,15 @@ class Checkpoints:
         for part in self.folder.glob(f"*{folders.PART}"):
             if not part.is_dir():
                 part.unlink()
-        for step in self._steps():
+        for step in steps(self.folder):
             if self._last is not None and step > self._last:
                 self.path(step).unlink()
 
     def _rest(self, step: int) -> list[Path]:
         """The files to remove after this step."""
-        steps = self._steps()
-        kept = [s for s in steps if s <= step][-self.keep :]
-        return [self.path(s) for s in steps if s not in kept]
+        there = steps(self.folder)
+        kept = [s for s in there if s <= step][-self.keep :]
+        return [self.path(s) for s in there if s not in kept]
 
     def newest(self, warn: Callable[[str], None]) -> Stored:
         """The newest checkpoint that is whole; collective.
@@ -96,18 +106,14 @@ class Checkpoints:
         with together(self.comm):
             if self.comm.rank == 0:
                 try:
-                    found = json.dumps(self._steps())
+                    found = json.dumps(steps(self.folder))
                 except OSError as error:
                     raise InputError(
                         f"checkpoint: {str(self.folder)!r} given ({folders.reason(error)}), "
                         "a folder of checkpoints allowed"
                     ) from error
-        steps: list[int] = json.loads(share(self.comm, found))
-        return steps
-
-    def _steps(self) -> list[int]:
-        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_file())
-        return sorted(int(name[1]) for name in names if name is not None)
+        everywhere: list[int] = json.loads(share(self.comm, found))
+        return everywhere
 
     @contextmanager
     def _changed(self) -> Iterator[None]:

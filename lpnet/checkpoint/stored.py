@@ -44,6 +44,17 @@ def read(path: str | Path, comm: Comm) -> "Stored":
     return stored
 
 
+@contextmanager
+def believed(stored: "Stored", why: str) -> Iterator[None]:
+    """Inside, meta data of another form than what reads them expects are an `InputError`: for this reason."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise stored.unusable(why) from error
+
+
 class Stored:
     """A checkpoint that is open to be read by this rank; its structure was checked, and its meta data.
 

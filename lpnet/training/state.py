@@ -8,7 +8,6 @@ Weights, optimizer and schedule are as `lpnet.checkpoint.states` has them. Besid
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from lpnet.checkpoint import states
 from lpnet.checkpoint.content import Content, Rows
-from lpnet.checkpoint.stored import Stored
-from lpnet.errors import InputError
+from lpnet.checkpoint.stored import Stored, believed
 from lpnet.gradient import random_state, set_random_state
 from lpnet.module import LayerParallel
 from lpnet.network import Network
@@ -76,7 +74,7 @@ class State:
             InputError: it is a checkpoint of another training.
         """
         net, course = self.net, self.course
-        with _believed(stored):
+        with believed(stored, f"it is of another training, or lpnet {stored.writer} wrote another form"):
             states.into_net(stored, net)
             states.into_optimizer(stored, course.optimizer, net)
             states.into_schedule(stored, course.schedule)
@@ -112,17 +110,6 @@ class _OfGood:
 
     def rows(self, name: str, lo: int, hi: int) -> Tensor:
         return self._stored.rows(f"good/{name}", lo, hi)
-
-
-@contextmanager
-def _believed(stored: Stored) -> Iterator[None]:
-    """Inside, what is of another form than `State.content` has made it is an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise stored.unusable(f"it is of another training, or lpnet {stored.writer} wrote another form") from error
 
 
 # ---- trunks and methods --------------------------------------------------------------------------------------------

@@ -80,7 +80,8 @@ def _stopped(record: Record, in_a_row: int) -> str:
     step = record["step"]
     kept = f"the last good weights, those of step {step - 1}, are kept" if step > 1 else "the initial weights are kept"
     if in_a_row:
-        kept = f"{in_a_row} steps in a row have been taken back; the last good weights are kept"
+        taken = "one step has" if in_a_row == 1 else f"{in_a_row} steps in a row have"
+        kept = f"{taken} been taken back; the last good weights are kept"
     return (
         f"(learning rate {record['lr']:g}); a smaller optimizer.lr, optimizer.clip or trunk.T may help; {kept}"
     )

@@ -2,22 +2,17 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from scripts_folder import script
 
 pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture(scope="module")
 def bench():
-    scripts = str(Path(__file__).parents[2] / "scripts")
-    sys.path.insert(0, scripts)
-    import bench
-
-    yield bench
-    sys.path.remove(scripts)
+    with script("bench") as found:
+        yield found
 
 
 def test_all_contestants_on_all_ranks(comm, bench, tmp_path):
