@@ -178,8 +178,8 @@ def test_a_stalled_job_says_where_it_is_and_ends(tmp_path: Path, how: str) -> No
         if how == "stopped":
             os.kill(ranks[-1], signal.SIGSTOP)
         found, said = job.end(30)
-    # A rank that is stopped has to be killed, and mpirun may have that for the code of the job.
-    assert found == launch.STALLED or (how == "stopped" and found == signal.SIGKILL)
+    # MPICH's mpirun kills the other ranks when one aborts, and may have that for the code of the job.
+    assert found in {launch.STALLED, signal.SIGKILL}
     assert said.count("no rank has made progress for 3 s") == 1
     assert said.count("] no answer for ") == (how == "stopped")
     assert said.count("time.sleep(1000)") + said.count("in step") >= (how == "asleep")
