@@ -87,21 +87,3 @@ def test_warns_of_a_launcher_of_another_mpi(monkeypatch: pytest.MonkeyPatch) -> 
 
 def _raise() -> None:
     raise InputError("MPI: none")
-
-
-@pytest.mark.mpi
-def test_counts_all_ranks(comm: slab.Comm) -> None:
-    facts = info.collect()
-    assert facts["ranks"] == comm.size
-    assert sum(facts["hosts"].values()) == comm.size
-    assert facts["warnings"] == []
-
-
-@pytest.mark.mpi
-def test_first_rank_speaks_for_all(comm: slab.Comm, capsys: pytest.CaptureFixture[str]) -> None:
-    assert info.main(["--version"]) == 0
-    out, err = capsys.readouterr()
-    assert (out, err) == (f"lpnet {__version__}\n" if comm.rank == 0 else "", "")
-    assert info.main(["--nonsense"]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1 if comm.rank == 0 else 0)

@@ -171,3 +171,10 @@ def test_version_is_written_once() -> None:
     version = (PACKAGE / "version.py").read_text(encoding="utf-8").split('"')[-2]
     for file in ("setup.cfg", "pyproject.toml", "CITATION.cff"):
         assert version not in [word.strip("\"' ") for word in (ROOT / file).read_text(encoding="utf-8").split()]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=identify)
+def test_tests_on_many_ranks_have_their_folder(path: Path) -> None:
+    """`scripts/test.sh` looks for them there alone, as ranks that share few cores take long to read all others."""
+    marks = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    assert ("pytest.mark.mpi" in marks) == (path.parent.name == "mpi")

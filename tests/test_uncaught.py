@@ -42,9 +42,10 @@ def done(folder: Path, ranks: int, code: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("said", SCRIPTS)
-@pytest.mark.parametrize("ranks", [0, 3])
-def test_bad_input_is_one_line_with_its_place(tmp_path: Path, said: str, ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "said"), [*((0, said) for said in SCRIPTS), (3, "input: shape (2, 5) given"), (3, "coarsening: 1 given")]
+)
+def test_bad_input_is_one_line_with_its_place(tmp_path: Path, ranks: int, said: str) -> None:
     found = done(tmp_path, ranks, SCRIPTS[said])
     assert found.returncode == 2
     (line,) = found.stderr.splitlines()

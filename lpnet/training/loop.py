@@ -23,7 +23,7 @@ from lpnet.training.examples import Tensors
 from lpnet.training.good import Good
 from lpnet.training.keeper import Keeper
 from lpnet.training.objective import Objective, descent_of
-from lpnet.training.records import Log, Record, counted, diverged, solves
+from lpnet.training.records import Log, Record, counted, diverged, is_told, solves
 from lpnet.training.state import State
 
 
@@ -82,8 +82,8 @@ def _step(state: State, objective: Objective, log: Log) -> None:
         record, progress = _evaluated(state, objective, epoch, index)
     course.in_a_row = 0 if state.good.moved else course.in_a_row
     course.totals |= counted(course.totals, progress)
-    if progress.diverged and not course.last.get("diverged"):
-        log.warn(diverged(step, progress))
+    if progress.diverged and is_told(course.totals["diverged_steps"]):
+        log.warn(diverged(step, progress, course.totals["diverged_steps"]))
     state.good.keep()
     with phase(net.trunk.comm, "optimizer"), trouble.scaled(course.optimizer, course.factor):
         state.descent.update()

@@ -70,13 +70,19 @@ def counted(totals: Record, progress: Progress) -> Record:
     }
 
 
-def diverged(step: int, progress: Progress) -> str:
-    """A line on a step whose solves diverged."""
+def is_told(steps: int) -> bool:
+    """Whether the last of so many steps that diverged is worth a line: the first, second, fourth, eighth, …"""
+    return steps & (steps - 1) == 0
+
+
+def diverged(step: int, progress: Progress, steps: int) -> str:
+    """A line on a step whose solves diverged, as those of so many steps have by now."""
     error = progress.gradient_error
+    so_far = f" ({steps} steps of the run by now)" if steps > 1 else ""
     if error is None or error <= 1:
-        return f"step {step}: the cycles of a solve lead nowhere; the exact chain was done in their place"
+        return f"step {step}: the cycles of a solve lead nowhere; the exact chain was done in their place{so_far}"
     answer = "the exact chain" if progress.exact else "more cycles"
     return (
         f"step {step}: the solves diverge from the states of these weights (estimated gradient error "
-        f"{error:.2g}); answered by {answer}"
+        f"{error:.2g}); answered by {answer}{so_far}"
     )
