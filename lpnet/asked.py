@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 from lpnet.config import Config
 from lpnet.errors import InputError, shown
 
-CHANGEABLE = tuple(
-    f"run.{key}"
-    for key in ("device", "threads", "progress", "profile", "profile_steps", "checkpoint_every", "keep", "stall")
+CHANGEABLE = (
+    *(
+        f"run.{key}"
+        for key in ("device", "threads", "progress", "profile", "profile_steps", "checkpoint_every", "keep", "stall")
+    ),
+    "training.on_nan",
 )
-"""Keys that may be given anew for a run that goes on: those that change none of its numbers."""
+"""Keys that may be given anew for a run that goes on: those that change none of its numbers which are finite."""
 
 
 class Trial(NamedTuple):
@@ -34,7 +37,10 @@ class Resume(NamedTuple):
         Raises:
             InputError: a value is impossible.
         """
-        return replace(config, run=replace(config.run, **{k.partition(".")[2]: v for k, v in self.changes.items()}))
+        for key, value in self.changes.items():
+            section, _, name = key.partition(".")
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        return config
 
 
 def trial_of(given: dict[str, Any]) -> Trial | None:

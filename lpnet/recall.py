@@ -263,9 +263,9 @@ class ExampleMemory:
         differences = [rows - kept.candidates[name] for name in names]
         numbers = rows.shape[1] // max(1, kept.points)
         squares = [r.double().square().sum(0).reshape(kept.points, numbers).sum(1) for r in (rows, *differences)]
-        size, *others = self._total(torch.stack(squares, dim=1).numpy(), solve.which == "adjoint")
+        size, *others = self._total(torch.stack(squares, dim=1).numpy(), solve.which == "adjoint").tolist()
         for name, other in zip(names, others, strict=True):
-            new = float(np.sqrt(other / size)) if size else 0.0
+            new = math.sqrt(other / size) if size else 0.0
             new = new if math.isfinite(new) else math.inf
             old = kept.ratio.get(name, new)
             kept.ratio[name] = old + _NEWEST * (new - old)

@@ -116,5 +116,5 @@ def norms(c: list[Tensor], F: list[Tensor]) -> Tensor:
 def ratios(squares: list[Tensor], total: Callable[[np.ndarray], np.ndarray]) -> list[float]:
     """Relative residuals of some sweeps, by one transfer from the device."""
     sums = total(torch.stack(squares, dim=1).cpu().numpy())
-    ratios = [up / down if down else (math.inf if up else 0.0) for up, down in sums]
+    ratios = [up / down if down else (math.inf if up else 0.0) for up, down in sums.tolist()]
     return [math.sqrt(ratio) for ratio in ratios]  # not finite where the states are not

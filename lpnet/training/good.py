@@ -36,9 +36,14 @@ class Good:
         for value, p in zip(self.weights, self._parameters, strict=True):
             value.copy_(p)
         if self.whole:
-            self.state = {p: _like(kept, self.state.get(p, {})) for p, kept in self._optimizer.state.items()}
-            self.param_groups = [_copied(group) for group in self._optimizer.param_groups]
+            self.keep_optimizer()
         self.moved = True
+
+    @torch.no_grad()
+    def keep_optimizer(self) -> None:
+        """Keep what the optimizer has now."""
+        self.state = {p: _like(kept, self.state.get(p, {})) for p, kept in self._optimizer.state.items()}
+        self.param_groups = [_copied(group) for group in self._optimizer.param_groups]
 
     @torch.no_grad()
     def back(self) -> None:

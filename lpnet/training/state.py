@@ -82,8 +82,10 @@ class State:
                 slab = slab_of(p)
                 value.copy_(stored.whole(path) if slab is None else stored.rows(path, slab.lo, slab.hi))
             self.good.moved = stored.meta["moved"]
-            if self.good.whole:
+            if self.good.whole and "good" in stored.meta:
                 states.into_optimizer(cast(Any, _OfGood(stored)), cast(Any, self.good), net)
+            elif self.good.whole:  # the run was to stop until now: there is only what the optimizer had an update later
+                self.good.keep_optimizer()
             course.restore(stored.meta["course"], net, self.data)
             into_trunk(stored.meta["trunk"], net.trunk)
             into_method(stored.meta["method"], self.descent, self.data)

@@ -46,11 +46,11 @@ def answer(state: State, x: Tensor, record: Record, log: Log) -> None:
     net, course, good = state.net, state.course, state.good
     with phase(net.trunk.comm, "search for what is not finite"):
         said = f"step {record['step']}: {_what(record)}: {whereabouts(net, x)}"
-    goes_on = net.config.training.on_nan == "rollback" and good.moved and course.in_a_row < MOST
+    could, wanted = good.moved and course.in_a_row < MOST, net.config.training.on_nan == "rollback"
     good.back()
-    if not goes_on:
+    if not (could and wanted):
         log.step(record)
-        raise NonFiniteError(f"{said} {_stopped(record, course.in_a_row)}")
+        raise NonFiniteError(f"{said} {_stopped(record, course.in_a_row, could)}")
     course.factor, course.in_a_row = course.factor / 2, course.in_a_row + 1
     course.totals["rollbacks"] += 1
     log.warn(f"{said}; back to the last good weights, and on with {course.factor:g} times the learning rate")
@@ -76,15 +76,16 @@ def _what(record: Record) -> str:
     raise AssertionError("everything is finite")
 
 
-def _stopped(record: Record, in_a_row: int) -> str:
+def _stopped(record: Record, in_a_row: int, could: bool) -> str:
+    """Why it stops, though it could have gone back, or could not."""
     step = record["step"]
     kept = f"the last good weights, those of step {step - 1}, are kept" if step > 1 else "the initial weights are kept"
     if in_a_row:
         taken = "one step has" if in_a_row == 1 else f"{in_a_row} steps in a row have"
         kept = f"{taken} been taken back; the last good weights are kept"
-    return (
-        f"(learning rate {record['lr']:g}); a smaller optimizer.lr, optimizer.clip or trunk.T may help; {kept}"
-    )
+    advice = "a smaller optimizer.lr, optimizer.clip or trunk.T"
+    advice += ", or training.on_nan rollback, for --resume too," if could else ""
+    return f"(learning rate {record['lr']:g}); {advice} may help; {kept}"
 
 
 # ---- where ---------------------------------------------------------------------------------------------------------
