@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import shutil
 import signal
@@ -135,30 +134,6 @@ def test_a_finished_run_is_left_alone(undisturbed: Path, capsys: pytest.CaptureF
     assert resumed(undisturbed) == 0
     assert capsys.readouterr().out == f"{undisturbed}: this run is finished, nothing is left to do\n"
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
-
-
-FAR = (
-    "--run.dtype=float32", "--trunk.activation=relu", "--trunk.dynamics=dense", "--trunk.T=20", "--trunk.layers=32",
-    "--optimizer.name=sgd", "--optimizer.lr=1e10", "--optimizer.clip=1", "--training.batch=null", "--training.steps=6",
-    "--run.checkpoint_every=1", "--schedule.name=constant", "--schedule.warmup=0", "--training.validate_every=null",
-)  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:lpnet")
-def test_a_run_that_stopped_at_numbers_that_are_not_finite_goes_on_with_smaller_steps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The newest checkpoint is the one behind the bad update, and knows of no state of the optimizer before it."""
-    assert run(tmp_path / "run", *FAR) == launch.NON_FINITE
-    assert "or training.on_nan rollback, for --resume too, may help" in capsys.readouterr().err
-    stopped = len(metrics(tmp_path / "run"))
-    assert resumed(tmp_path / "run") == launch.NON_FINITE  # as before, at the same step
-    assert len(metrics(tmp_path / "run")) == stopped
-    assert resumed(tmp_path / "run", "--training.on_nan=rollback") == 0
-    records = metrics(tmp_path / "run")
-    assert [r["step"] for r in records] == list(range(1, 7))
-    assert records[stopped - 1]["lr"] == records[stopped - 2]["lr"] / 2
-    assert all(math.isfinite(r["loss"]) for r in records)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ import torch
 from poison import poison
 from resumption import Told, Trained, timeless
 from small_runs import network
+from test_train import metrics
+from test_train import run as command
 from torch import Tensor
 
-from lpnet import slab
+from lpnet import launch, slab, train
 from lpnet.errors import NonFiniteError
 from lpnet.finite import first_bad_layer
+from lpnet.log import RunLog
 from lpnet.network import Network
 from lpnet.training import loop, trouble
 from lpnet.training.course import Course
@@ -261,3 +264,23 @@ def test_a_run_that_goes_on_takes_the_same_steps_back(
     assert timeless(rest.record) == timeless(whole.record)
     assert all(torch.equal(a, b) for a, b in zip(rest.weights(), whole.weights(), strict=True))
     assert whole.record["rollbacks"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:lpnet")
+def test_a_run_that_has_stopped_goes_on_with_smaller_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest checkpoint is the one behind the bad update, and knows of no state of the optimizer before it."""
+    monkeypatch.setattr(RunLog, "draw", lambda *_: None)
+    folder, resume = tmp_path / "run", ["--resume", str(tmp_path / "run")]
+    given = (*FAR, "--optimizer.lr=1e10", "--training.steps=6", "--run.checkpoint_every=1")
+    assert command(folder, *given) == launch.NON_FINITE
+    assert "or training.on_nan rollback, for --resume too, may help" in capsys.readouterr().err
+    stopped = len(metrics(folder))
+    assert train.main(resume) == launch.NON_FINITE  # as before, at the same step
+    assert len(metrics(folder)) == stopped
+    assert train.main([*resume, BACK]) == launch.DONE
+    records = metrics(folder)
+    assert [r["step"] for r in records] == list(range(1, 7))
+    assert records[stopped - 1]["lr"] == records[stopped - 2]["lr"] / 2
+    assert all(math.isfinite(r["loss"]) for r in records)
