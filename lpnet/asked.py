@@ -59,7 +59,7 @@ def resume_of(given: Mapping[str, Any]) -> Resume | None:
     """The run that is to go on; None: none.
 
     Raises:
-        InputError: something is given with it that would change its numbers.
+        InputError: something is given with it that would change its numbers, or a value is impossible.
     """
     folder = given.get("resume")
     if folder is None:
@@ -72,4 +72,6 @@ def resume_of(given: Mapping[str, Any]) -> Resume | None:
             name = key if key == "preset" or "." in key else f"--{key.replace('_', '-')}"
             what = f"{shown(value)} given with --resume"
             raise InputError(f"{name}: {what}, only {', '.join(CHANGEABLE)} allowed (all else is as the run began)")
-    return Resume(folder, changes)
+    resume = Resume(folder, changes)
+    resume.of(Config())  # of a run that is finished, nothing else would look at them
+    return resume

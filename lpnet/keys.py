@@ -92,6 +92,8 @@ def require_known(values: Mapping[Any, Any], prefix: str = "") -> None:
         name = prefix + key
         if name in sections() and isinstance(value, Mapping):
             require_known(value, f"{name}.")
+        elif name in sections() and value is None:
+            raise InputError(f"{name}: nothing given, a mapping of its keys allowed")
         elif name not in sections() and name not in leaves() and name != "preset":
             raise InputError(unknown_key(name))
 
@@ -99,6 +101,8 @@ def require_known(values: Mapping[Any, Any], prefix: str = "") -> None:
 def unknown_key(argument: str) -> str:
     """What is said of an argument or key that there is not, with a hint where one is near."""
     key = argument.lstrip("-").partition("=")[0]
+    if not key:
+        return f"{argument}: unknown, options --section.key allowed"
     if key == "preset":
         return f"{argument}: unknown key; a preset without it allowed, as in lpnet.train {DEFAULT_PRESET}"
     if not argument.startswith("-") and key not in leaves() and "." not in key and key not in sections():

@@ -31,7 +31,7 @@ from lpnet.optim.searching import Searching
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.recall import ExampleMemory, WarmStates
 from lpnet.residuals import Info
-from lpnet.sharded import clip_grad_norm_, grad_norm, refuse, trunks
+from lpnet.sharded import clip_grad_norm_, grad_norm, refuse, require_own, trunks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -81,7 +81,7 @@ class Descent:
             `GaussNewton` has already, with its penalties; any other has to agree with that.
 
     Raises:
-        InputError: an optimizer that would be wrong on slabs, or a network without a trunk.
+        InputError: an optimizer that would be wrong on slabs, or of other parameters, or a network without a trunk.
     """
 
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss | None = None) -> None:
@@ -97,6 +97,7 @@ class Descent:
         if not self.trunks:
             raise InputError(f"net: a {type(net).__name__} given without any lpnet.LayerParallel, at least one needed")
         refuse(optimizer)
+        require_own(optimizer, net)
         self._batch: tuple[Tensor, Tensor] | None = None
         self._value = torch.zeros(())
         self._random = random_state()

@@ -11,10 +11,14 @@ from typing import Literal
 
 from lpnet.errors import InputError, counted, shown
 
+MOST_CYCLES = 10_000
+"""Two levels are exact after as many as there are intervals."""
 
-def _whole(key: str, given: object, least: int) -> None:
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        raise InputError(f"{key}: {shown(given)} given, a whole number of at least {least} allowed")
+
+def _whole(key: str, given: object, least: int, most: int | None = None) -> None:
+    if isinstance(given, bool) or not isinstance(given, int) or given < least or (most is not None and given > most):
+        which = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{key}: {shown(given)} given, a whole number {which} allowed")
 
 
 def _choice(key: str, given: object, allowed: tuple[str, ...]) -> None:
@@ -45,7 +49,7 @@ class MGRIT:
     Args:
         coarsening: factor m between a level and the next coarser one; one number, or one for each coarsening.
         levels: number of levels, at most; fewer are used where the points run out (1: the exact chain).
-        cycles: multigrid cycles per solve; 0 is allowed, but for ``initial="constant"``.
+        cycles: multigrid cycles per solve, at most 10 000; 0 is allowed, but for ``initial="constant"``.
         relaxation: "F", or "FCF" (one more sweep per cycle).
         coarse: "matched" (agrees with m fine steps to third order in H) or "rediscretized" (second order).
         samples: parts s of an interval, each with its own weights in the coarse step.
@@ -86,7 +90,7 @@ class MGRIT:
         if isinstance(self.coarsening, tuple) and len(factors) < self.levels - 1:
             given = f"{counted(len(factors), 'factor')} given for {self.levels} levels"
             raise InputError(f"coarsening: {given}, at least {self.levels - 1} needed")
-        _whole("cycles", self.cycles, 0)
+        _whole("cycles", self.cycles, 0, MOST_CYCLES)
         _choice("relaxation", self.relaxation, ("F", "FCF"))
         _choice("coarse", self.coarse, ("matched", "rediscretized"))
         _whole("samples", self.samples, 1)

@@ -143,6 +143,14 @@ def refuse(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def require_own(optimizer: torch.optim.Optimizer, net: nn.Module) -> None:
+    """Raise `InputError` where an optimizer has parameters that are none of the network's."""
+    known = set(net.parameters())
+    if not all(p in known for group in optimizer.param_groups for p in group["params"]):
+        kind = type(optimizer).__name__
+        raise InputError(f"optimizer: a {kind} of other parameters given, those of the network allowed")
+
+
 def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     refuse(optimizer)
 

@@ -292,8 +292,8 @@ def report(net: Network, dataset: DataSet, log: RunLog, results: dict[str, Any])
     if results["serial_steps"] and not all(isinstance(s, Serial) for s in _solvers(net)):
         log.say(f"{results['serial_steps']} of {results['steps']} steps took the gradient of the exact chain")
     log.say(
-        f"{results['steps']} steps in {results['wall_s']:.1f} s: loss {results['loss']:.4g}, accuracy "
-        f"{results['train_accuracy']:.2%} training, {results['val_accuracy']:.2%} validation (exact evaluation)"
+        f"{results['steps']} steps in {results['wall_s']:.1f} s; exact evaluation: loss {results['train_loss']:.4g}, "
+        f"accuracy {results['train_accuracy']:.2%} training, {results['val_accuracy']:.2%} validation"
     )
 
 

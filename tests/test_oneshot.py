@@ -299,6 +299,11 @@ def test_optimizers_that_are_wrong_on_slabs() -> None:
     refused("optimizer: LBFGS", lambda: one_shot(network(8), optimizer=torch.optim.LBFGS))
 
 
+def test_an_optimizer_of_other_parameters_would_train_nothing() -> None:
+    net, other = network(8), network(8)
+    refused("^optimizer: a Adam of other parameters given", lambda: OneShot(net, ADAM(other.parameters())))
+
+
 def test_a_network_without_a_trunk() -> None:
     net = nn.Linear(2, 2)
     refused("^net: a Linear given", lambda: OneShot(net, ADAM(net.parameters())))

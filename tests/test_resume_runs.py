@@ -133,6 +133,7 @@ def test_a_finished_run_is_left_alone(undisturbed: Path, capsys: pytest.CaptureF
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     assert resumed(undisturbed) == 0
     assert capsys.readouterr().out == f"{undisturbed}: this run is finished, nothing is left to do\n"
+    assert resumed(undisturbed, "--run.threads=0") == launch.BAD_INPUT  # what is given is looked at all the same
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
