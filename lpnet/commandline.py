@@ -220,6 +220,8 @@ def _file(path: str) -> Flat:
     text, content = yamltext.read(path, "--config")
     try:
         require_known(content)
+        if all(value is None and key in sections() for key, value in content.items()):
+            return {}
         values = _flat(one_line(lambda: _parser().parse_string(text, defaults=False)))
         return _checked({key: value for key, value in values.items() if not (value is None and key in sections())})
     except InputError as error:

@@ -92,8 +92,6 @@ def require_known(values: Mapping[Any, Any], prefix: str = "") -> None:
         name = prefix + key
         if name in sections() and isinstance(value, Mapping):
             require_known(value, f"{name}.")
-        elif name in sections() and value is None:
-            raise InputError(f"{name}: nothing given, a mapping of its keys allowed")
         elif name not in sections() and name not in leaves() and name != "preset":
             raise InputError(unknown_key(name))
 

@@ -69,6 +69,7 @@ def test_preset_is_peaks_unless_named_in_file_or_on_command_line(tmp_path: Path)
 
 def test_empty_sections_of_a_file_are_allowed(tmp_path: Path) -> None:
     assert parse(["--config", write(tmp_path, "trunk:\nrun: {seed: 3}")]).run.seed == 3
+    assert parse(["--config", write(tmp_path, "trunk:")]) == parse([])
 
 
 @pytest.mark.parametrize("name", PRESETS)
