@@ -65,10 +65,16 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses.
     """
-    part = path.with_name(path.name + PART)
-    try:
+    with gone_on_failure(path.with_name(path.name + PART)) as part:
         yield part
         settle(part, path)
+
+
+@contextmanager
+def gone_on_failure(part: Path) -> Iterator[Path]:
+    """Inside, a file is written under this name; it is gone if that failed."""
+    try:
+        yield part
     except BaseException:
         with suppress(OSError):  # that of a failing disk says less than what is raised
             part.unlink(missing_ok=True)

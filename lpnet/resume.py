@@ -2,35 +2,30 @@
 
     python -m lpnet.train --resume RUNDIR [--run.threads 2 ...]
 
-The newest checkpoint that is whole says all: configuration, state and history. `metrics.jsonl` is written anew from it,
-so that the lines of steps which are done again are not there twice.
+The newest checkpoint that is whole says all: configuration, state and history (`lpnet.runstate`). `metrics.jsonl` is
+written anew from it, so that the lines of steps which are done again are not there twice.
 """
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from lpnet.asked import Resume
-from lpnet.checkpoint.content import Content
 from lpnet.checkpoint.store import FOLDER, Checkpoints
 from lpnet.checkpoint.stored import Stored, believed
 from lpnet.commandline import from_mapping
-from lpnet.config import Config, as_dict
+from lpnet.config import Config
 from lpnet.errors import InputError, warn
 from lpnet.launch import Answer, together
-from lpnet.log import RunLog
 from lpnet.multilevel import Ascent
 from lpnet.rundir import METRICS, SUMMARY, has_checkpoints
 from lpnet.slab import Comm
-from lpnet.training.keeper import Around, Keeper
 from lpnet.training.levels import Training
 from lpnet.training.warm import matters
+
+FOREIGN = "it is of no run of lpnet.train"
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def left(comm: Comm, folder: Path, asked: Resume) -> Left:
 
     Raises:
         Answer: it is finished.
-        InputError: there is no checkpoint that is whole, or it is none of a run.
+        InputError: there is no checkpoint of a run that is whole, or its configuration is none here.
     """
     with together(comm):
         finished = comm.rank == 0 and _is_finished(folder)
@@ -86,9 +81,9 @@ def left(comm: Comm, folder: Path, asked: Resume) -> Left:
         if comm.rank == 0:
             warn(text)
 
-    stored = Checkpoints(comm, folder / FOLDER, 1).newest(tell)
-    with together(comm):
-        return _left(stored, asked, comm.rank == 0)
+    found = Checkpoints(comm, folder / FOLDER, 1).newest_as(tell, lambda stored: _found(stored, comm.rank == 0))
+    with together(comm), believed(found["stored"], FOREIGN):  # faults of this machine or lpnet are none of the file
+        return Left(**found | {"config": asked.of(from_mapping(found["config"]))})
 
 
 def _is_finished(folder: Path) -> bool:
@@ -105,51 +100,21 @@ def _is_finished(folder: Path) -> bool:
     return False
 
 
-def _left(stored: Stored, asked: Resume, first: bool) -> Left:
-    with believed(stored, "it is of no run of lpnet.train"):
-        run, done = stored.meta["run"], int(stored.meta["course"]["done"])
-        history = bytes(stored.whole("history").numpy()) if first else b""
-        ascent, config = Ascent.of(run["ascent"]), from_mapping(run["config"])
-        numbers = int(run["layers"]), ascent, done, float(run["seconds"]), int(run["resumed"]), int(run["data"])
-    return Left(stored, asked.of(config), *numbers, history)
-
-
-def keeper_of(
-    log: RunLog, about: Callable[[], dict[str, Any]], left: Left | None, signal: Callable[[], int]
-) -> Keeper:
-    """Keeps the checkpoints of a run.
-
-    Args:
-        log: of the run; has its history.
-        about: what `about` says of it.
-        left: what it goes on from; None: it begins.
-        signal: see `Around`.
-    """
-
-    def content() -> Content:
-        packed = b""
-        with together(log.comm):
-            packed = log.packed()
-        history = torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
-        return Content({"run": about()}, {"history": history})
-
-    around = Around(content, log.begin, signal, lambda: log.failure)
-    stored, begun = (None, None) if left is None else (left.stored, left.done)
-    options = log.config.run
-    store = Checkpoints(log.comm, log.folder / FOLDER, options.keep, begun)
-    return Keeper(store, around, options.checkpoint_every, options.checkpoint_warm, stored)
-
-
-def about(training: Training, config: Config, seconds: float, resumed: int, data: int) -> dict[str, Any]:
-    """What `Left` has to know of a run, as values of JSON."""
-    return {
-        "config": as_dict(config),
-        "layers": training.net.trunk.layers,
-        "ascent": training.ascent.state(),
-        "seconds": seconds,
-        "resumed": resumed,
-        "data": data,
-    }
+def _found(stored: Stored, first: bool) -> dict[str, Any]:
+    """The attributes of `Left`, with the configuration as the file has it."""
+    with believed(stored, FOREIGN):
+        run = stored.meta["run"]
+        return {
+            "stored": stored,
+            "config": run["config"],
+            "layers": int(run["layers"]),
+            "ascent": Ascent.of(run["ascent"]),
+            "done": int(stored.meta["course"]["done"]),
+            "seconds": float(run["seconds"]),
+            "resumed": int(run["resumed"]),
+            "data": int(run["data"]),
+            "history": bytes(stored.whole("history").numpy()) if first else b"",
+        }
 
 
 def cold(left: Left, training: Training) -> str:

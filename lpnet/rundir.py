@@ -10,8 +10,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from lpnet.checkpoint.store import FOLDER, steps
@@ -27,39 +27,36 @@ TRACE, LOCK = "trace.json", ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems without locks answer
 
 
-@contextmanager
-def new_folder(comm: Comm, config: Config) -> Iterator[Path]:
+def new_folder(comm: Comm, config: Config) -> AbstractContextManager[Path]:
     """Make the run folder on rank 0; inside, it is held, and this is its name on all ranks. Collective.
 
     Raises:
         InputError: the folder cannot be made or written to, is not empty, or in use.
     """
-    with _held(comm, config.run.dir, config.preset) as folder:
-        yield folder
+    return _held(comm, "run.dir", lambda: _new(config), lambda folder: _require_unused(folder, config.run.dir))
 
 
-@contextmanager
-def old_folder(comm: Comm, name: str) -> Iterator[Path]:
+def old_folder(comm: Comm, name: str) -> AbstractContextManager[Path]:
     """The folder of a run that is to go on; inside, it is held. Collective.
 
     Raises:
         InputError: there is none, it cannot be written to, or is in use.
     """
-    with _held(comm, name, None) as folder:
-        yield folder
+    return _held(comm, "--resume", lambda: _old(name))
 
 
 @contextmanager
-def _held(comm: Comm, name: str | None, preset: str | None) -> Iterator[Path]:
+def _held(
+    comm: Comm, key: str, find: Callable[[], Path], require: Callable[[Path], None] = lambda folder: None
+) -> Iterator[Path]:
+    """The folder that rank 0 finds, on all ranks; `require` looks into it when nobody else can change it any more."""
     folder, lock = Path(), None
-    with together(comm):
-        if comm.rank == 0:
-            if preset is None:
-                folder = _old(str(name))
-            else:
-                folder = _given(name) if name is not None else _fresh(preset)
-            lock = Lock(folder, "run.dir" if preset is not None else "--resume")
     try:
+        with together(comm):
+            if comm.rank == 0:
+                folder = find()
+                lock = Lock(folder, key)
+                require(folder)
         yield Path(share(comm, str(folder)))
     finally:
         if lock is not None:
@@ -79,22 +76,31 @@ def _old(name: str) -> Path:
     return folder
 
 
-def _given(name: str) -> Path:
+def _new(config: Config) -> Path:
+    name = config.run.dir
+    if name is None:
+        return _fresh(config.preset)
     folder = Path(os.path.expanduser(name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in folder.iterdir()}
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unwritable(name, reason(error) if isinstance(error, OSError) else str(error)) from None
-    if LOCK in found:
-        Lock(folder, "run.dir").release()  # rather in use than not empty
-        found.discard(LOCK)
-    if found and not _is_unbegun(folder, found):
-        allowed = f"a new or an empty folder allowed, or --resume {name} to go on with a run"
-        raise InputError(f"run.dir: {name!r} given, which is not empty; {allowed}")
+        raise _unwritable(name, reason(error)) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _unwritable(name, "not writable")
     return folder
+
+
+def _require_unused(folder: Path, given: str | None) -> None:
+    """Require that nothing is lost where a run begins in this folder, whose name was given (None: none was)."""
+    name = str(folder) if given is None else given
+    try:
+        found = {path.name for path in folder.iterdir()} - {LOCK}
+        unused = not found or _is_unbegun(folder, found)
+    except OSError as error:
+        raise _unwritable(name, reason(error)) from None
+    if not unused:
+        allowed = f"a new or an empty folder allowed, or --resume {name} to go on with a run"
+        raise InputError(f"run.dir: {name!r} given, which is not empty; {allowed}")
 
 
 def _is_unbegun(folder: Path, found: set[str]) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lpnet import data, devices, launch, modelfile, resume, sameness, signals, watchdog
+from lpnet import data, devices, launch, modelfile, resume, runstate, sameness, signals, watchdog
 from lpnet.asked import Resume, Trial
 from lpnet.choices import Solver, Solvers, one_of, require
 from lpnet.commandline import parse_resume, parse_run
@@ -132,12 +132,13 @@ class Run:
         self.log = RunLog(comm, folder, config, self.steps, self.done, b"" if left is None else left.history)
         if left is None:
             self.log.begin()
-        keeper = resume.keeper_of(self.log, self._about, left, signals.wanted)
+        stored = None if left is None else left.stored
+        keeper = runstate.keeper_of(self.log, self._about, signals.wanted, stored, self.done)
         tensors, ascent = Tensors.of(dataset, net.classifier.weight), None if left is None else left.ascent
         self.training = Training(net, tensors, self.log, keeper, ascent)
 
     def _about(self) -> dict[str, Any]:
-        return resume.about(self.training, self.config, self._seconds(), self._resumed, self._data)
+        return runstate.about(self.training, self.config, self._seconds(), self._resumed, self._data)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start

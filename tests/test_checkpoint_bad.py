@@ -11,11 +11,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from checkpoints import equal, inside, on, whole, written
+from checkpoints import equal, inside, on, sample, whole, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lpnet.checkpoint.file import read
+from lpnet.checkpoint.stored import Stored, Unread
 from lpnet.errors import InputError
 from lpnet.slab import Comm
 
@@ -119,6 +120,20 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         refused(tmp_path / name, words, 2)
 
 
+def test_what_the_system_refuses_under_an_open_file(tmp_path: Path) -> None:
+    """HDF5 has the number of the error, or it is in its text."""
+    path = written(tmp_path / "c.h5", 1, lambda comm: sample(comm, 50_000))  # more than HDF5 reads ahead
+    for read_first in (False, True):
+        stored = read(path, Comm()) if read_first else Stored(path)
+        (handle,) = (n for n in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{n}") == str(path))
+        other = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(other, int(handle))
+        os.close(other)
+        with pytest.raises(Unread, match=r"given \(Bad file descriptor\), a checkpoint"):
+            stored.whole("trunk/K")
+        stored.close()
+
+
 # ---- forged files: their check sums are right ------------------------------------------------------------------------
 
 Change = Callable[[h5py.File], None]
@@ -195,9 +210,24 @@ def lazy(file: h5py.File) -> None:
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.CONTIGUOUS)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
-    space = h5py.h5s.create_simple((2**40, 2, 2))
+    space = h5py.h5s.create_simple((1, 2**40, 4))
     h5py.h5d.create(file["data/trunk"].id, b"K", h5py.h5t.IEEE_F32LE, space, how)
-    table(shape=[2**40, 2, 2], blocks=[[2**40, 0]])(file)
+    table(shape=[1, 2**40, 4], blocks=[[1, 0]])(file)
+
+
+def sparse(shape: list[int], blocks: list[list[int]]) -> Change:
+    """Room that was made, on a disk that has not so much: in a file with a hole."""
+
+    def change(file: h5py.File) -> None:
+        del file["data/trunk/K"]
+        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        how.set_layout(h5py.h5d.CONTIGUOUS)
+        how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        h5py.h5d.create(file["data/trunk"].id, b"K", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(tuple(shape)), how)
+        table(shape=shape, blocks=blocks)(file)
+
+    return change
 
 
 def grouped(file: h5py.File) -> None:
@@ -246,6 +276,8 @@ FORGED: dict[str, tuple[str, Change]] = {
     "rows, endless": ("another type", table(shape=[10**300, 2, 2])),
     "rows, fewer": ("not covered", table(shape=[5, 2, 2])),
     "rows, more": ("another type", table(shape=[7, 2, 2], blocks=[[7, 0]])),
+    "blocks, large": ("in blocks of more than 4194304 bytes", sparse([2**40, 2], [[2**40, 0]])),
+    "a row, large": ("no memory for 8796093022208 bytes of trunk/K", sparse([1, 2**41], [[1, 0]])),
     "blocks, none": ("not covered", table(blocks=[])),
     "blocks, text": ("", table(blocks="ab")),
     "blocks, too few": ("not covered", table(blocks=[[5, 0]])),

@@ -154,6 +154,25 @@ def test_a_disk_that_fails_behind_our_back(tmp_path: Path, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_that_cannot_open_the_file_keeps_all_from_opening_it_together(tmp_path: Path, ranks: int) -> None:
+    """They would wait for it in HDF5."""
+
+    def trial(comm: Comm) -> None:
+        with pytest.raises(OutputError, match=r"c.h5' cannot be written \(No such file"):
+            write(tmp_path / "c.h5", comm, sample(comm))
+
+    outcomes = [None] * (ranks - 1) + [OSError(2, os.strerror(2))]
+    with (
+        mock.patch("lpnet.checkpoint.file.can_be_filled", return_value=True),
+        mock.patch("lpnet.checkpoint.file.reach", side_effect=outcomes),
+        mock.patch("lpnet.checkpoint.file.fill") as fill,
+    ):
+        on(ranks, trial)
+    fill.assert_not_called()
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, ranks: int) -> None:
     (tmp_path / "file").touch()
     for path, why in ((tmp_path / "no" / "c.h5", "No such file"), (tmp_path / "file" / "c.h5", "Not a directory")):

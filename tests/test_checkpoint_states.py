@@ -176,6 +176,32 @@ def test_what_is_refused_leaves_the_network_alone(tmp_path: Path, part: str) -> 
     assert all(torch.equal(p, q) for p, q in zip(other.net.parameters(), before, strict=True))
 
 
+def test_what_one_rank_refuses_leaves_the_networks_of_all_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk fails under the rows of one rank."""
+    on(3, lambda comm: checkpoint.save(tmp_path / "c.h5", *Run(comm).parts))
+    real = states.for_net
+
+    def refused(stored: file.Stored, net: nn.Module) -> Callable[[], object]:
+        if checkpoint._ranks(net).rank == 1:
+            raise stored.unusable("Input/output error")
+        return real(stored, net)
+
+    monkeypatch.setattr(states, "for_net", refused)
+
+    def trial(comm: Comm) -> bool:
+        run = Run(comm)
+        with torch.no_grad():
+            for p in run.net.parameters():
+                p.zero_()
+        with pytest.raises(InputError, match="Input/output error"):
+            checkpoint.load(tmp_path / "c.h5", *run.parts)
+        return not any(p.any() for p in run.net.parameters())
+
+    assert on(3, trial) == [True] * 3
+
+
 def test_a_schedule_that_is_refused_leaves_the_optimizer_alone(tmp_path: Path) -> None:
     run, other = Run(Comm()), Run(Comm(), schedule="step")
     run.steps(1)

@@ -45,7 +45,7 @@ TIERS = (
     ("asked", "history", "keys", "network", "rundir", "trace"),
     ("commandline",),
     ("log", "modelfile", "training"),
-    ("dryrun", "resume"),
+    ("dryrun", "resume", "runstate"),
     ("__init__",),
     ("experiments", "info", "predict", "scaling", "train"),
 )

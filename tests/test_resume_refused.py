@@ -1,4 +1,4 @@
-"""Checkpoints whose check sums are right, but not what they say: the run folder stays as it was."""
+"""Checkpoints whose check sums are right, but not what they say: the one before is used, or nothing is changed."""
 
 import math
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import run
+from test_train import metrics, run
 
 from lpnet import launch, train
 from lpnet.checkpoint import file
@@ -25,9 +25,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "draw", lambda *_: None)
-        assert run(folder, "--control.gradient_tol=0.01") == 0
+        assert run(folder, "--control.gradient_tol=0.01", "--run.checkpoint_every=3") == 0
     (folder / "summary.json").unlink()
-    (folder / "checkpoints" / "step-00000000.h5").unlink()
     return folder
 
 
@@ -41,15 +40,22 @@ def said(part: str, key: str, value: Any) -> Change:
     return change
 
 
+NO_RUN: dict[str, Change] = {
+    "no run": lambda content: content.meta.pop("run"),
+    "no number of steps": said("course", "done", math.inf),
+    "resumed without end": said("run", "resumed", math.inf),
+    "no layers": said("run", "layers", ...),
+    "no history": lambda content: content.whole.pop("history"),
+}
+
 MOMENT = "optimizer/exp_avg/classifier/weight"
 FORGED: dict[str, Change] = {
+    "a configuration with an unknown key": lambda content: content.meta["run"]["config"]["run"].update(other=1),
     "a key less": said("course", "factor", ...),
-    "no number of steps": said("course", "done", math.inf),
     "a factor that is a text": said("course", "factor", "x"),
     "no totals": said("course", "totals", None),
     "empty totals": said("course", "totals", {}),
     "an empty record": said("course", "last", {}),
-    "resumed without end": said("run", "resumed", math.inf),
     "calls without end": said("trunk", "calls", math.inf),
     "control of another form": said("trunk", "control", {}),
     "a moment of another shape": lambda content: content.whole.update({MOMENT: torch.zeros(3)}),
@@ -79,7 +85,28 @@ def test_what_is_refused_leaves_the_folder_alone(
     before = [path.read_bytes() for path in kept]
     assert train.main(["--resume", str(folder), "--run.threads=1"]) == launch.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"lpnet.train: error: checkpoint: '{folder / 'checkpoints'}")
+    if name == "a configuration with an unknown key":
+        assert line.startswith("lpnet.train: error: run.other: unknown key")
+    else:
+        assert line.startswith(f"lpnet.train: error: checkpoint: '{folder / 'checkpoints' / 'step-00000006.h5'}")
     if name == "a key less":
         assert f"(it is of another training, or lpnet {__version__} wrote another form)" in line
     assert [path.read_bytes() for path in kept] == before
+    assert not list(folder.glob("**/*.damaged"))
+
+
+@pytest.mark.parametrize("name", NO_RUN)
+def test_the_one_before_is_used_where_the_newest_is_of_no_run(name: str, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(base, folder)
+    forge(folder, NO_RUN[name])
+    forged = (folder / "checkpoints" / "step-00000006.h5").read_bytes()
+    with pytest.warns(UserWarning, match=r"step-00000006.h5' given \(.*; the one before is tried"):
+        assert train.main(["--resume", str(folder), "--run.threads=1"]) == 0
+    assert metrics(folder)[-1]["step"] == 6
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-00000003.h5",
+        "step-00000006.h5",
+        "step-00000006.h5.damaged",
+    ]
+    assert (folder / "checkpoints" / "step-00000006.h5.damaged").read_bytes() == forged

@@ -75,19 +75,21 @@ def load(
 
     comm = _ranks(net)
     stored = file.read(path, comm)
-    meta = stored.meta.get("user")
-    with together(comm):
-        if not isinstance(meta, dict):
-            raise stored.unusable("it was not written by lpnet.checkpoint.save")
-        puts = [states.for_net(stored, net)]
-        if optimizer is not None:
-            puts.append(states.for_optimizer(stored, optimizer, net))
-        if schedule is not None:
-            puts.append(states.for_schedule(stored, schedule))
-        for put in puts:
+    try:
+        meta = stored.meta.get("user")
+        with together(comm):
+            if not isinstance(meta, dict):
+                raise stored.unusable("it was not written by lpnet.checkpoint.save")
+            puts = [states.for_net(stored, net)]
+            if optimizer is not None:
+                puts.append(states.for_optimizer(stored, optimizer, net))
+            if schedule is not None:
+                puts.append(states.for_schedule(stored, schedule))
+        for put in puts:  # only when all ranks have found what they need
             put()
-    stored.close()
-    return meta
+        return meta
+    finally:
+        stored.close()
 
 
 def _ranks(net: nn.Module) -> Comm:

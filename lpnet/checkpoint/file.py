@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from lpnet.checkpoint.content import Content
 from lpnet.checkpoint.layout import Layout, Piece, checksum, kept, named
 from lpnet.checkpoint.stored import Stored, read
 from lpnet.checkpoint.stream import gathered
-from lpnet.checkpoint.target import Target, can_be_filled, fill
+from lpnet.checkpoint.target import Target, can_be_filled, fill, reach
 from lpnet.errors import InputError, OutputError
 from lpnet.launch import share, together
 from lpnet.phases import phase
@@ -84,6 +84,8 @@ def write(path: str | Path, comm: Comm, content: Content) -> Written:
                 target.close()
         if filled:
             with together(comm), _unwritable(path):
+                reach(part)
+            with together(comm), _unwritable(path):
                 fill(part, comm, ((piece, own.rows(piece)) for piece in layout.of_rank(comm.rank)))
         with together(comm), _unwritable(path):
             if comm.rank == 0:
@@ -107,18 +109,16 @@ def _meta(comm: Comm, content: Content) -> str:
 def _held(path: Path, part: Path, comm: Comm) -> Iterator[Target | None]:
     """The file that is written to, on rank 0; it is gone where something goes wrong. Collective."""
     target: Target | None = None
-    try:
-        with together(comm), _unwritable(path):
-            if comm.rank == 0:
-                target = Target(part)
-        yield target
-    except BaseException:
-        if target is not None:
-            target.drop()
-        if comm.rank == 0:
-            with suppress(OSError):  # that of a failing disk says less than what is raised
-                part.unlink(missing_ok=True)
-        raise
+    with folders.gone_on_failure(part) if comm.rank == 0 else nullcontext():
+        try:
+            with together(comm), _unwritable(path):
+                if comm.rank == 0:
+                    target = Target(part)
+            yield target
+        except BaseException:
+            if target is not None:
+                target.drop()
+            raise
 
 
 @contextmanager

@@ -2,11 +2,15 @@
 
 What is refused: links, data of other files, filters, chunks, types without a fixed length, and data sets that would be
 larger than the file. Check sums are of all rows, of the meta data, and of the table that says what there is.
+
+A fault is one of the file, or it may be none of it (`Unread`): then the file may be good, and nobody should go past it.
 """
 
+import errno
 import json
 import math
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -19,17 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpnet.checkpoint.layout import NAMED, Entry, checksum
+from lpnet.checkpoint.layout import BLOCK, NAMED, Entry, checksum
 from lpnet.checkpoint.target import DATA, FORMAT, META, SCHEMA, TABLE
 from lpnet.errors import InputError
 from lpnet.launch import together
 from lpnet.slab import Comm
 
 # What h5py, json and numpy raise on damaged or foreign files.
-_DAMAGED = (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, MemoryError)
+_DAMAGED = (OSError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError)
 
 _SHORT = 64
 """Most characters of a text in an attribute."""
+
+
+class Unread(InputError):
+    """A checkpoint that may be whole: the system does not let it be read now, or a newer lpnet wrote it."""
 
 
 def read(path: str | Path, comm: Comm) -> "Stored":
@@ -39,8 +47,22 @@ def read(path: str | Path, comm: Comm) -> "Stored":
         InputError: it is missing, damaged, or no checkpoint; on all ranks.
     """
     with together(comm):
-        stored = Stored(path)
+        return opened(path, comm)
+
+
+def opened(path: str | Path, comm: Comm) -> "Stored":
+    """Open a checkpoint on this rank, and check this rank's share of it.
+
+    Raises:
+        Unread: it may be whole, but cannot be read.
+        InputError: it is damaged, or no checkpoint.
+    """
+    stored = Stored(path)
+    try:
         stored.check(stored.blocks()[comm.rank :: comm.size])
+    except InputError:
+        stored.close()
+        raise
     return stored
 
 
@@ -67,7 +89,8 @@ class Stored:
         writer: the version of lpnet that it was.
 
     Raises:
-        InputError: it is missing, damaged, or no checkpoint.
+        Unread: it is missing, cannot be read, or is of a newer lpnet.
+        InputError: it is damaged, or no checkpoint.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -88,21 +111,24 @@ class Stored:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """What goes wrong inside is one `InputError` that names the file."""
+        """What goes wrong inside is one `InputError` that names the file, `Unread` where the file may be good."""
         try:
             yield
         except FileNotFoundError:
-            raise self.unusable("it does not exist") from None
+            raise self.unusable("it does not exist", Unread) from None
         except InputError as error:
-            raise self.unusable(str(error)) from None
-        except OSError as error:
-            raise self.unusable(os.strerror(error.errno) if error.errno else " ".join(str(error).split())) from error
+            raise self.unusable(str(error), type(error)) from None
+        except MemoryError as error:
+            raise self.unusable(str(error) or "no memory for it", Unread) from error
         except _DAMAGED as error:
+            refused = _refusal(error)
+            if refused:
+                raise self.unusable(os.strerror(refused), Unread) from error
             raise self.unusable(" ".join(str(error).split()) or type(error).__name__) from error
 
-    def unusable(self, why: str) -> InputError:
+    def unusable(self, why: str, kind: type[InputError] = InputError) -> InputError:
         """The error that names the file."""
-        return InputError(f"checkpoint: {str(self.path)!r} given ({why}), a checkpoint that lpnet wrote allowed")
+        return kind(f"checkpoint: {str(self.path)!r} given ({why}), a checkpoint that lpnet wrote allowed")
 
     # ---- what there is ---------------------------------------------------------------------------------------------
 
@@ -110,7 +136,7 @@ class Stored:
         if self._attribute("format") != FORMAT:
             raise InputError("no checkpoint of lpnet")
         if self._attribute("schema") > SCHEMA:
-            raise InputError(f"written by a newer lpnet, {self.writer}")
+            raise Unread(f"written by a newer lpnet, {self.writer}")
         raw = self._text(TABLE)
         if zlib.crc32(raw) != self._attribute("check"):
             raise InputError("its table is damaged")
@@ -206,9 +232,9 @@ class Stored:
         return self._entries[name]
 
     def _kept(self, entry: Entry, lo: int, hi: int) -> Tensor:
-        held = entry.empty(hi - lo)
-        if held.numel():
-            with self._readable():
+        with self._readable():
+            held = _room(entry, hi - lo)
+            if held.numel():
                 self._data[entry.name].read_direct(held.numpy(), np.s_[lo:hi] if entry.shape else None)
         return held
 
@@ -244,7 +270,31 @@ def _entry(name: str, said: dict[str, Any]) -> tuple[Entry, list[int]]:
     entry = Entry(name, NAMED[said["type"]], tuple(shape), tuple(n for n, _ in blocks))
     if sum(entry.blocks) != (0 if not math.prod(shape) else shape[0] if shape else 1):
         raise InputError(f"{name} is not covered by check sums")
+    if any(n > 1 and n * entry.row > BLOCK for n in entry.blocks):
+        raise InputError(f"{name} is in blocks of more than {BLOCK} bytes")  # each would take so much memory
     return entry, [check for _, check in blocks]
+
+
+def _room(entry: Entry, rows: int) -> Tensor:
+    """For rows of a tensor.
+
+    Raises:
+        MemoryError: there is none.
+    """
+    try:
+        return entry.empty(rows)
+    except RuntimeError as error:  # which is what torch says then
+        raise MemoryError(f"no memory for {rows * entry.row} bytes of {entry.name}") from error
+
+
+def _refusal(error: Exception) -> int:
+    """The number of the system's error behind one of h5py, which may have it in its text alone; 0: there is none.
+
+    `EINVAL` is what wrong numbers in a file lead to.
+    """
+    said = re.search(r"errno = (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(said[1]) if said else 0)
+    return 0 if number == errno.EINVAL else number
 
 
 def _is_count(value: object) -> bool:

@@ -163,10 +163,21 @@ def can_be_filled(comm: Comm) -> bool:
     return comm.size > 1 and comm.handle() is not None and bool(h5py.get_config().mpi)
 
 
+def reach(path: Path) -> None:
+    """Require that this rank can open a file: one that cannot would be missed where all open it together.
+
+    Raises:
+        OSError: it cannot.
+    """
+    os.close(os.open(path, os.O_RDWR))
+
+
 def fill(path: Path, comm: Comm, pieces: Iterable[tuple[Piece, Tensor]]) -> None:
     """Write this rank's pieces into a file that has room for them; collective.
 
     No more than that: all that HDF5 itself has to write is there, so that it can close the file whatever happens.
+    Opening and closing are collective, pieces are not: a rank that cannot write one closes the file with the others, so
+    that it may fail alone. What may keep one rank alone from opening it, `reach` has found before.
 
     Raises:
         OSError: it cannot be written.
