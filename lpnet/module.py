@@ -8,10 +8,8 @@ grid (`lpnet.Controls`) on an axis of control points, which every rank holds.
 """
 
 import copy
-import math
 from collections import OrderedDict
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -22,25 +20,27 @@ from lpnet.control import Adaptive, Controller
 from lpnet.controls import Controls, grid_of
 from lpnet.cost import slab_unit
 from lpnet.engine import Engine, Prepared
-from lpnet.errors import InputError, counted, warn
+from lpnet.errors import InputError, shown
+from lpnet.given import check, check_solvers, warn_idle
 from lpnet.gradient import Propagate
-from lpnet.hierarchy import bounds
 from lpnet.how import Adjoint, Store, how_of
 from lpnet.linearize import Linearization
 from lpnet.memory import LastSolve, Memory
 from lpnet.options import MGRIT, SolverOptions
 from lpnet.phases import phased
-from lpnet.slab import Comm, Slab, as_comm
+from lpnet.slab import Slab, as_comm
 from lpnet.stability import Norm, Outlook, Watch, outlook
 from lpnet.stack import Stack, seed_of
 from lpnet.step import Infos, Repeat, Trial
 from lpnet.steppers import Euler, Stepper
+from lpnet.weights import GRID, Place, Rows, check_dtype, check_rows, find, note
 
-TAKEN = "which LayerParallel uses itself; another name allowed"
-_GRID = "lpnet_grid"  # what the metadata of a state dict call the kind of the grid
+_GIVEN = ("layers", "T", "h", "seed", "stepper", "store", "gradient", "controls", "grid", "comm")
+_FIXED = dict.fromkeys(_GIVEN, "only a new LayerParallel")
+_FIXED |= dict.fromkeys(("forward_solver", "adjoint_solver", "control"), "trunk.steer(forward, adjoint, control)")
 
 
-class LayerParallel(nn.Module):
+class LayerParallel(Rows):
     """N layers y_{j+1} = Φ_j(y_j) of one dynamics, in parallel over the layers.
 
     Args:
@@ -61,11 +61,26 @@ class LayerParallel(nn.Module):
         controls: `lpnet.Controls`, a control grid coarser than the layers; None: each layer has weights of its own.
         control: `lpnet.Adaptive` chooses the cycles of training steps; None: the solvers as they are.
 
+    Attributes:
+        layers, T, h, seed, stepper, store, gradient, controls: as given, and h = T/N; fixed.
+        forward_solver, adjoint_solver, control: as given, or by the last `steer`, which alone changes them.
+        comm: the ranks, a `slab.Comm`; fixed.
+        grid: how the weights of layers follow from the parameters, and which of its rows this rank holds; fixed.
+        local_layers, theta: this rank's layers, and its parameters by name.
+        info: what the last solves did: residuals, cycles, error control; see `lpnet.step.Infos`.
+        exact: True for the exact chain whatever the solvers are; `lpnet.exact` sets it for a while.
+        memory: what solves that start "warm" or from "tau" find of earlier ones; ``memory.clear()`` forgets it.
+
     Shapes: (batch, *features) to the same; the same on every rank.
 
     Raises:
-        InputError: for values or combinations that are not allowed.
+        InputError: for values or combinations that are not allowed, also where one of the fixed attributes is
+            assigned, or a parameter of another shape or type in the place of one of `theta`.
     """
+
+    forward_solver: SolverOptions
+    adjoint_solver: SolverOptions
+    control: Adaptive | None
 
     def __init__(
         self,
@@ -91,36 +106,29 @@ class LayerParallel(nn.Module):
             raise InputError(f"stepper: {stepper!r} given, an object such as lpnet.steppers.Euler() or None allowed")
         how = how_of(self.stepper, store, gradient)
         self.store, self.gradient = store, gradient
-        self.forward_solver = forward if forward is not None else MGRIT()
-        self.adjoint_solver = adjoint if adjoint is not None else MGRIT()
-        _check(layers, T, seed, init)
-        if control is not None and not isinstance(control, Adaptive):
-            raise InputError(f"control: {control!r} given, an lpnet.Adaptive or None allowed")
+        forward, adjoint = forward if forward is not None else MGRIT(), adjoint if adjoint is not None else MGRIT()
+        check(layers, T, seed, init)
+        check_solvers(forward, adjoint, control)
         self.layers, self.T, self.seed, self.h = int(layers), float(T), seed, float(T) / int(layers)
-        for key, options in (("forward", self.forward_solver), ("adjoint", self.adjoint_solver)):
-            if not isinstance(options, SolverOptions):
-                raise InputError(f"{key}: {options!r} given, an lpnet.MGRIT(), an lpnet.Serial() or None allowed")
         self.comm = as_comm(comm)
         self.exact = False
         self.info = Infos()
         dtype = dtype if dtype is not None else torch.get_default_dtype()
         if controls is not None and not isinstance(controls, Controls):
             raise InputError(f"controls: {controls!r} given, an lpnet.Controls or None allowed")
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"dtype: {dtype} given, torch.float32 or torch.float64 allowed")
+        check_dtype(dtype)
         device = devices.own(device, self.comm)
         self._stack = Stack(dynamics, self.stepper)
         self._stack.module.to(device=device, dtype=dtype)
-        unit = slab_unit(layers, self.comm.size, self.forward_solver, self.adjoint_solver)
-        self._slab = Slab(layers, self.comm, unit)
+        self._slab = Slab(layers, self.comm, slab_unit(layers, self.comm.size, forward, adjoint))
         self.controls, self.grid = controls, grid_of(controls, self._slab, self.T)
         self._engine = Engine(self.stepper, self.h, self._slab, how)
-        _warn_idle(layers, self.comm, self.forward_solver, self.adjoint_solver)
+        warn_idle(layers, self.comm, forward, adjoint)
+        self.memory: Memory
+        self.steer(forward, adjoint, control)
+        self._calls, self._watch = 0, Watch()
         self._names: list[str] = []
         self._add_weights(init)
-        self.memory: Memory
-        self.steer(self.forward_solver, self.adjoint_solver, control)
-        self._calls, self._watch = 0, Watch()
         self.register_load_state_dict_post_hook(_retag)
 
     def _add_weights(self, init: str) -> None:
@@ -129,30 +137,38 @@ class LayerParallel(nn.Module):
                 self.comm.bcast_(parameter.data, 0)
         one = dict(self._stack.module.named_parameters())
         for name, value in self._stack.initial(init, self.seed, self.grid.rows).items():
-            _register(self, name, nn.Parameter(value, requires_grad=one[name].requires_grad))
+            parameter = nn.Parameter(value, requires_grad=one[name].requires_grad)
+            self._take(name, parameter, Place(self.grid, self.comm))
             self._names.append(name)
-        self._tag()
 
     def _tag(self) -> None:
         self._stack.pool.forget()  # of parameters that may be others now
         for parameter in self.theta.values():
-            parameter.lpnet_slab = self.grid.slab  # type: ignore[attr-defined]
-            parameter.lpnet_comm = self.comm  # type: ignore[attr-defined]
+            Place(self.grid, self.comm).mark(parameter)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in self.__dict__:
+            raise InputError(f"{name}: {shown(value)} given to a trunk that is made, {_FIXED[name]} allowed")
+        super().__setattr__(name, value)
 
     def steer(self, forward: SolverOptions, adjoint: SolverOptions, control: Adaptive | None) -> None:
         """From now on solve by these options, under this control; what was learnt before is forgotten.
 
+        To be called with the same on every rank.
+
         Raises:
-            InputError: options that the stepper cannot honour, or a `tol` under control, which decides on the cycles.
+            InputError: options that the stepper cannot honour, or a `tol` under control, which decides on the cycles;
+                the trunk then stays as it was.
         """
-        self.memory = LastSolve()
-        self._last: Trial | None = None
-        self.forward_solver, self.adjoint_solver, self.control = forward, adjoint, control
+        check_solvers(forward, adjoint, control)
         for options in (forward, adjoint):
             if isinstance(options, MGRIT):
                 self._engine.check(options)
                 if control is not None and options.tol is not None:
                     raise InputError(f"tol: {options.tol!r} given with control, which decides on cycles, none allowed")
+        self.memory = LastSolve()
+        self._last: Trial | None = None
+        vars(self).update(forward_solver=forward, adjoint_solver=adjoint, control=control)
         self._controller: Controller | None = None
         self._again: Repeat | None = None  # a step is being repeated
         self._calls_left: int | None = None  # a number while `controlled` does the checks
@@ -167,21 +183,30 @@ class LayerParallel(nn.Module):
     @property
     def theta(self) -> dict[str, nn.Parameter]:
         """This rank's parameters, name -> (n, ...); with a control grid its points, name -> (C, ...), on every rank."""
-        return {name: _find(self, name) for name in self._names}
+        return {name: find(self, name) for name in self._names}
 
     def layer_weights(self) -> dict[str, Tensor]:
         """Weights of this rank's layers, name -> (n, ...), detached."""
         return self.grid.expand(self.theta)
 
     def forward(self, y: Tensor) -> Tensor:
-        """y_N from y_0, (batch, *features), the same on all ranks; collective."""
+        """y_N from y_0, (batch, *features), the same on all ranks; collective.
+
+        Raises:
+            InputError: an input of another form or type than the layers take; a module of one layer that changes its
+                shape, its input or its buffers; random layers with different `micro_batches` forward and adjoint.
+        """
         self._stack.check_input(y)
         theta = self.theta
         tracked = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in theta.values()))
         return Propagate.apply(self, tracked, y, *theta.values())
 
     def linearize(self, y: Tensor) -> Linearization:
-        """y_N at y_0 = y, and products with its Jacobian (in y and the weights) and the transpose; collective."""
+        """y_N at y_0 = y, and products with its Jacobian (in y and the weights) and the transpose; collective.
+
+        Raises:
+            InputError: as `forward`; ``gradient="continuous"``.
+        """
         self._stack.check_input(y)
         return Linearization(self, y)
 
@@ -214,13 +239,14 @@ class LayerParallel(nn.Module):
         plain dict of the same tensors does not say.
         """
         whole: OrderedDict[str, Tensor] = OrderedDict((n, self.grid.gather(p)) for n, p in self.theta.items())
-        whole._metadata = {"": {"version": self._version, _GRID: self.grid.kind}}  # type: ignore[attr-defined]
+        noted = note(self.grid, range(self.grid.count))
+        whole._metadata = {"": {"version": self._version, **noted}}  # type: ignore[attr-defined]
         return whole
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
-            destination._metadata.setdefault(prefix[:-1], {})[_GRID] = self.grid.kind
+            destination._metadata.setdefault(prefix[:-1], {}).update(note(self.grid, self.grid.rows))
 
     @phased("reduce gradients")
     def _gradients(self, prepared: Prepared) -> list[Tensor]:
@@ -242,17 +268,19 @@ class LayerParallel(nn.Module):
         errors: list[str],
     ) -> None:
         """Takes the global form (N layers on the leading axis, any rank count) or this rank's own layers."""
+        kind = local_metadata.get(GRID, self.grid.kind)
+        if kind != self.grid.kind:
+            errors.append(f"controls: weights of {kind} given, {self.grid.kind} allowed")
+            return
+        check_rows(local_metadata, self.grid)
         for name in self._names:
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor):
                 state_dict[prefix + name] = self.grid.own(value)
-        kind = local_metadata.get(_GRID, self.grid.kind)
-        if kind != self.grid.kind:
-            errors.append(f"controls: weights of {kind} given, {self.grid.kind} allowed")
-            return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LayerParallel":
+        check_dtype(fn(next(self._stack.module.parameters()).detach().new_empty(0)).dtype)
         super()._apply(fn, recurse)
         self._stack.module._apply(fn)
         self._tag()
@@ -282,49 +310,3 @@ def _retag(trunk: LayerParallel, _: Any) -> None:
     """After any load, also one through an enclosing module, which may have put in new parameters."""
     trunk._tag()
     trunk.memory.clear()
-
-
-def _find(owner: nn.Module, name: str) -> Any:
-    """The weight of this path, also where `functional_call` has put a tensor in its place."""
-    path, _, leaf = name.rpartition(".")
-    for part in filter(None, path.split(".")):
-        owner = owner._modules[part]  # type: ignore[assignment]
-    return getattr(owner, leaf)
-
-
-def _warn_idle(layers: int, comm: Comm, *solvers: SolverOptions) -> None:
-    """One warning, on rank 0, where there are more ranks than intervals (or layers)."""
-    least, what, of = layers, "layer", ""
-    for solver in solvers:
-        levels = bounds(layers, solver) if isinstance(solver, MGRIT) else []
-        if len(levels) > 1 and len(levels[1]) - 1 < least:
-            least, what, of = len(levels[1]) - 1, "interval", f" of {counted(levels[1][1], 'layer')}"
-    if comm.rank == 0 and comm.size > least:
-        idle = comm.size - least
-        idling = f"{counted(idle, 'rank')} idle{'s' * (idle == 1)}"
-        warn(f"{comm.size} ranks, but only {counted(least, what)}{of}: {idling} on that level")
-
-
-def _check(layers: Any, T: Any, seed: Any, init: str) -> None:
-    if isinstance(layers, bool) or not isinstance(layers, Integral) or layers < 1:
-        raise InputError(f"layers: {layers!r} given, a whole number of at least 1 allowed")
-    if isinstance(T, bool) or not isinstance(T, Real) or not math.isfinite(T) or T <= 0:
-        raise InputError(f"T: {T!r} given, a positive finite number allowed")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed: {seed!r} given, a whole number of at least 0 allowed")
-    if init not in ("constant", "random"):
-        raise InputError(f"init: {init!r} given, one of constant, random allowed")
-
-
-def _register(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register a parameter under the path it has in the dynamics, e.g. "0.weight"."""
-    path, _, leaf = name.rpartition(".")
-    for part in filter(None, path.split(".")):
-        if part not in owner._modules:
-            if hasattr(owner, part):
-                raise InputError(f"dynamics: a part named {part!r} given, {TAKEN}")
-            owner.add_module(part, nn.Module())
-        owner = owner._modules[part]  # type: ignore[assignment]
-    if hasattr(owner, leaf):
-        raise InputError(f"dynamics: a weight named {leaf!r} given, {TAKEN}")
-    owner.register_parameter(leaf, parameter)

@@ -124,6 +124,15 @@ class MPIComm(Comm):
                 time.sleep(0 if tries < 200 else 2e-5)
             request.Wait()  # at once where it is done
 
+    def __reduce__(self) -> tuple[type[Comm], tuple[()]]:
+        """One rank becomes the serial twin; of more no file can hold more than a part."""
+        if self.size > 1:
+            raise InputError(
+                f"pickle: layers of {self.size} ranks given, of which this one holds a part; "
+                "trunk.gather_state_dict(), trunk.as_sequential() or lpnet.checkpoint.save allowed"
+            )
+        return Comm, ()
+
     def handle(self) -> Any:
         return self.mpi
 

@@ -273,8 +273,10 @@ def test_state_in_and_out() -> None:
     other.load_state_dict(trunk.gather_state_dict())
     y, _ = data()
     assert torch.equal(trunk(y), other(y))
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(InputError, match=r"^state dict: weights of 8 layers given, 9 allowed$"):
         other.load_state_dict(twin("two_layer", 8).gather_state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch"):  # of a plain dict, which does not say
+        other.load_state_dict(dict(twin("two_layer", 8).gather_state_dict()))
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict({"K1": trunk.state_dict()["K1"]})
     plain, before = trunk.as_sequential(), trunk(y).detach()

@@ -217,7 +217,7 @@ def test_one_gradient_a_step_and_the_objective_for_the_rest() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_a_trunk_decreases_the_loss_in_every_step(solver: Any, dtype: torch.dtype) -> None:
     net = network()
-    net[1].forward_solver = net[1].adjoint_solver = solver
+    net[1].steer(solver, solver, None)
     net = net.to(dtype)
     x, y = normal(6, 2, seed=5, dtype=dtype), normal(6, 2, seed=6, dtype=dtype)
     loss = lambda: (net(x) - y).square().mean()  # noqa: E731

@@ -91,7 +91,7 @@ def test_training_and_its_reports() -> None:
 
 def test_in_single_precision() -> None:
     net = chain().float()
-    net[1].forward_solver = net[1].adjoint_solver = lpnet.MGRIT(coarsening=2, cycles=1)
+    net[1].steer(lpnet.MGRIT(coarsening=2, cycles=1), lpnet.MGRIT(coarsening=2, cycles=1), None)
     gn, x = GaussNewton(net, penalties=[Tikhonov(net[1], 1e-3)]), normal(6, 2).float()
     reports = [gn.step_on(x, LABEL) for _ in range(8)]
     assert all(r.accepted and r.after < r.before for r in reports)

@@ -205,9 +205,9 @@ def test_no_module_is_refused() -> None:
 
 
 def test_solver_of_the_trunk_can_be_exchanged() -> None:
-    """A solver is an attribute; the next call uses it."""
+    """The next call uses it."""
     trunk, (y, _) = user_trunk(nn.Linear(WIDTH, WIDTH)), data()
     trunk(y)
-    trunk.forward_solver = MGRIT(coarsening=4, cycles=1)
+    trunk.steer(MGRIT(coarsening=4, cycles=1), trunk.adjoint_solver, None)
     trunk(y)
     assert trunk.info.forward.solver == "mgrit"

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:lpnet")]
 
 def made(layers: int, solver: Any, comm: Comm) -> nn.Sequential:
     net = network(layers, comm)
-    net[1].forward_solver = net[1].adjoint_solver = solver
+    net[1].steer(solver, solver, None)
     return net
 
 
