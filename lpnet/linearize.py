@@ -5,8 +5,10 @@
 
 Both are linearised at the states of one forward solve. A product by MGRIT is a solve like any other, with the coarse
 propagators linearised (affine, so that the full approximation scheme takes it as it is); it starts from nothing but its
-argument and does a fixed number of cycles, so that J is the same linear map every time: with a `tol`, as many as the
-forward solve did, and back as many as the options allow.
+argument and does a fixed number of cycles, so that J is the same linear map every time. With a `tol`, which would make
+the cycles depend on the argument, it goes on until nothing but rounding is left, or the cycles that are allowed are
+done: the same map to rounding. What the forward solve needed says nothing of products: their residuals are larger where
+weights are smooth and their changes are not, and solves that start from earlier ones need no cycle at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +24,13 @@ from lpnet.control import Schedule, exact_of, exactly
 from lpnet.errors import InputError
 from lpnet.mgrit import FinePropagator, Solver
 from lpnet.options import MGRIT, SolverOptions
-from lpnet.residuals import Info
 from lpnet.step import Step, Trunk
 from lpnet.tangent import Deltas, TangentLayers
 from lpnet.tape import Tape
 
 Weights = dict[str, Tensor]
+
+_ROUNDING = 4  # times the precision of the numbers: a residual that further cycles change by rounding alone
 
 
 class _Fine(FinePropagator):
@@ -84,7 +87,7 @@ class Linearization:
 
     Attributes:
         output: y_N, (batch, *features), on every rank.
-        schedule: solvers of the products; the forward solve is by the same, but for `tol`.
+        schedule: solvers of the products; the forward solve is by the same, but for `tol`, which is rounding here.
         info, product: what the forward solve and the last product did.
 
     Raises:
@@ -100,7 +103,8 @@ class Linearization:
         self.output = self._step.unpacked(out)
         self.info = self.product = self._solution.info
         given = exactly(given) if self.info.diverged else given  # one linear map, of products that all end somewhere
-        self.schedule = replace(given, forward=_fixed(given.forward, self.info), adjoint=_fixed(given.adjoint, None))
+        ahead, back = (_to_rounding(s, self.output.dtype) for s in (given.forward, given.adjoint))
+        self.schedule = replace(given, forward=ahead, adjoint=back)
         self._solution.again = True
         self._engine, self._prepared = trunk._engine, self._step.prepared
         self._layers = TangentLayers(self._prepared.layers)
@@ -214,12 +218,11 @@ class Linearization:
         return _Level(steps, restriction, self.trunk._stack.directions, self._prepared.theta)
 
 
-def _fixed(options: SolverOptions, done: Info | None) -> SolverOptions:
-    """The same without `tol`, so that the cycles do not depend on the argument: those done, or all of them."""
+def _to_rounding(options: SolverOptions, dtype: torch.dtype) -> SolverOptions:
+    """With a `tol` at which the number of cycles, which depends on the argument, changes rounding alone."""
     if not isinstance(options, MGRIT) or options.tol is None:
         return options
-    cycles = options.cycles if done is None else max(done.cycles, options.least_cycles)
-    return replace(options, tol=None, cycles=cycles)
+    return replace(options, tol=_ROUNDING * torch.finfo(dtype).eps)
 
 
 def schedule_of(trunk: Trunk) -> Schedule:

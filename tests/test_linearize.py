@@ -140,6 +140,28 @@ def test_products_may_be_repeated_in_any_order(options: Any) -> None:
         assert error(c, 3.0 * a) < 1e-13
 
 
+@pytest.mark.parametrize("tol", [1e-2, 1e-6, 1e-10])
+@pytest.mark.parametrize("initial", ["coarse", "nested", "warm", "tau"])
+def test_products_are_as_exact_as_the_states(initial: Any, tol: float) -> None:
+    """J and Jᵀ are adjoint, and errors like `tol`, whatever the forward solve started from: it may need no cycle."""
+    options = MGRIT(coarsening=4, cycles=20, tol=tol, initial=initial)
+    (y, bar), layers = data(), 64
+    net = trunk("two_layer", layers, options, options, comm=Comm())
+    dy, dtheta = direction(net)
+    net(y).backward(bar)  # a training step before
+    J = net.linearize(y)
+    with lpnet.exact(net):
+        true = net.linearize(y)
+    if initial in ("warm", "tau"):
+        assert J.info.cycles == 0
+    tangent, (y_bar, theta_bar) = J.tangent(dy, dtheta), J.pull(bar)
+    assert J.product.cycles < 16 == layers // 4  # none is done for nothing
+    assert inner([tangent], [bar]) == pytest.approx(inner([dy, *dtheta], [y_bar, *theta_bar]), rel=1e-12)
+    assert error(tangent, true.tangent(dy, dtheta)) < 10 * tol
+    assert error(y_bar, true.pull(bar)[0]) < 10 * tol
+    assert error(J.tangent(dy, None) + J.tangent(None, dtheta), tangent) < 1e-13
+
+
 def test_tangent_converges_with_the_cycles() -> None:
     """And is exact within `lpnet.exact`, or after as many cycles as there are intervals."""
     y = data()[0]
