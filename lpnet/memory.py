@@ -18,6 +18,8 @@ FROM_EARLIER = ("warm", "tau")
 
 Key = tuple[MGRIT, torch.Size, torch.dtype, torch.device]
 """Options of a solve with one cycle; shape, type and device of its states."""
+Kind = tuple[MGRIT, torch.Size, torch.dtype]
+"""Options of a solve with one cycle; shape of the state of one example, and its type."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Solve:
     def key(self) -> Key:
         """What two solves must share for one to start from the other, however many cycles they do."""
         return self.options.with_cycles(1), self.x.shape, self.x.dtype, self.x.device
+
+    @property
+    def kind(self) -> Kind:
+        """The same for the solves of examples, in whatever batches and wherever they are; the same on all ranks."""
+        shape = list(self.x.shape)
+        del shape[self.batch_dim]
+        return self.options.with_cycles(1), torch.Size(shape), self.x.dtype
 
 
 class Memory(Protocol):

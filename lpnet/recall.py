@@ -7,7 +7,8 @@ example recurs, in whatever batch. The adjoint is linear in z_N: its τ is scale
 
 An example that has not been met yet starts from the mean τ of its class, or from none. Which start serves best is
 measured, not guessed: a solve finds out the true τ, so each candidate τ' is judged by |τ − τ'| / |τ|, and one that is
-not below 1 is worse than a plain coarse start.
+not below 1 is worse than a plain coarse start. A solve of states of another shape or type than those before, or by
+other options, starts from none, and what was kept of all examples is forgotten.
 """
 
 import math
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lpnet.errors import InputError
+from lpnet.memory import Kind as SolveKind
 from lpnet.memory import Solve
 from lpnet.perexample import Host, Rows, Scratch
 from lpnet.slab import Comm
@@ -35,6 +37,8 @@ _CLASS_NEWEST = 0.5  # weight of the newest batch in the mean τ of a class
 @dataclass(frozen=True)
 class WarmStates:
     """What one-shot training keeps of each example between the steps in which it occurs.
+
+    All examples have the same shape: a batch of others, or a net of another dtype, makes it forget all of them.
 
     Args:
         kind: "examples" (the defects τ of each), "class" (their means over a class), "none" (coarse starts), or "auto"
@@ -67,8 +71,8 @@ class Kept:
     """What is kept for one direction.
 
     Attributes:
-        points: C-points of this rank, of all levels one after the other,
-        state: and the numbers of an example at each of them.
+        points: C-points of this rank, of all levels one after the other.
+        kind: of the solves, with the shape of an example at each of them.
         rows: τ of each example, (examples, points · state); None: means over classes alone are kept.
         starts: z_N of each example, (examples, state); None: forward.
         seen: which examples have a τ.
@@ -79,7 +83,7 @@ class Kept:
     """
 
     points: int
-    state: int
+    kind: SolveKind
     rows: Rows | None = None
     starts: Tensor | None = None
     seen: Tensor | None = None
@@ -87,6 +91,11 @@ class Kept:
     met: Tensor | None = None
     ratio: dict[str, float] = field(default_factory=dict)
     candidates: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def state(self) -> int:
+        """Numbers of an example at each point."""
+        return self.kind[1].numel()
 
 
 class ExampleMemory:
@@ -116,8 +125,10 @@ class ExampleMemory:
         self._labels = None if labels is None else labels.detach().cpu()
 
     def load(self, solve: Solve) -> list[Tensor] | None:
-        kept = self.kept.get(solve.which)
-        if kept is None or not self._is_of_batch(solve):
+        if not self._is_of_batch(solve):
+            return None
+        kept = self._of_kind(solve)
+        if kept is None:
             return None
         kept.candidates = self._candidates(kept, solve)
         usable = {name: kept.ratio.get(name, 0.0) for name in kept.candidates}
@@ -132,9 +143,9 @@ class ExampleMemory:
         if carry is None:
             self.kept.pop(solve.which, None)
             return
-        kept = self.kept.get(solve.which)
+        kept = self._of_kind(solve)
         if kept is None:
-            kept = self.kept[solve.which] = self._made(solve, len(carry))
+            kept = self.kept[solve.which] = self.room(solve.which, len(carry), solve.kind)
         rows = _rows(carry, solve)
         self._judge(kept, rows, solve)
         if kept.rows is not None and kept.seen is not None:
@@ -152,42 +163,44 @@ class ExampleMemory:
         """Whether the solve can be of the examples that `batch` has named."""
         return solve.x.shape[solve.batch_dim] == len(self._index)
 
+    def _of_kind(self, solve: Solve) -> Kept | None:
+        """What is kept of such solves; of others it is forgotten (on all ranks alike)."""
+        kept = self.kept.get(solve.which)
+        if kept is not None and kept.kind != solve.kind:
+            kept = None
+            self.kept.pop(solve.which)
+        return kept
+
     # ---- what there is ---------------------------------------------------------------------------------------------
 
-    def _made(self, solve: Solve, points: int) -> Kept:
-        """Room for all examples; collective the first time."""
-        x = solve.x
-        return self.room(solve.which, points, x.numel() // x.shape[solve.batch_dim], x.dtype)
-
-    def room(self, which: str, points: int, state: int, dtype: torch.dtype) -> Kept:
+    def room(self, which: str, points: int, kind: SolveKind) -> Kept:
         """Room for all examples, nothing of which is known yet; collective.
 
         Args:
             which: "forward" or "adjoint".
             points: C-points of this rank.
-            state: numbers of an example at each of them.
-            dtype: of these.
+            kind: of the solves, which says what an example is at each of them.
 
         Raises:
             InputError: there is none.
         """
-        made = Kept(points, state)
+        made, dtype = Kept(points, kind), kind[2]
         if self.kind == "class":
             return made
         most = self.comm.agree(points)
-        needed = 2 * (most + 1) * state * dtype.itemsize * self.examples
+        needed = 2 * (most + 1) * made.state * dtype.itemsize * self.examples
         options = self.options
         if options.scratch is None and needed > options.limit_mib * 2**20:
             raise InputError(
                 f"limit_mib: {options.limit_mib:g} given, at least {math.ceil(needed / 2**20)} needed on a rank for "
                 f"the states of {self.examples} examples (or a scratch folder, or kind class or none)"
             )
-        shape = (self.examples, points * state)
+        table = (self.examples, points * made.state)
         folder = options.scratch
-        made.rows = Host(shape, dtype) if folder is None else self._scratch(shape, dtype, Path(folder))
+        made.rows = Host(table, dtype) if folder is None else self._scratch(table, dtype, Path(folder))
         made.seen = torch.zeros(self.examples, dtype=torch.bool)
         if which == "adjoint":
-            made.starts = torch.zeros(self.examples, state, dtype=dtype)
+            made.starts = torch.zeros(self.examples, made.state, dtype=dtype)
         return made
 
     def _scratch(self, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Rows:

@@ -11,7 +11,7 @@ from gradients import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import F64, error, normal, twin
-from torch import Tensor
+from torch import Tensor, nn
 
 import lpnet
 from lpnet import MGRIT, InputError, WarmStates
@@ -278,6 +278,30 @@ def test_solves_that_are_not_finite_forget() -> None:
     memory.batch(ALL[:3], None)
     trunk(torch.full((3, WIDTH), math.nan, dtype=F64))
     assert torch.equal(visit(trunk, ALL)[0], visit(fresh, ALL)[0])
+
+
+@pytest.mark.parametrize("kind", ["examples", "class", "auto"])
+def test_another_shape_or_type_forgets(kind: Any, tmp_path: Path) -> None:
+    """Longer examples, other features of as many numbers, a net in float32: as if there had been none before."""
+    y = normal(EXAMPLES, 2, 6, WIDTH, seed=3)
+    shapes = (y[:, :, :3], y[:, :, :5], y.reshape(EXAMPLES, 6, 2, WIDTH), y)
+    one = nn.Sequential(nn.Linear(WIDTH, WIDTH, dtype=F64), nn.Tanh())
+    trunk, fresh = (lpnet.LayerParallel(one, N, 1.0, None, TAU, TAU, 0, Comm(), dtype=F64) for _ in range(2))
+    trunk.memory, fresh.memory = (
+        ExampleMemory(Comm(), EXAMPLES, WarmStates(kind, scratch=scratch)) for scratch in (str(tmp_path), None)
+    )
+
+    def step(on: lpnet.LayerParallel, y: Tensor) -> tuple[Tensor, ...]:
+        assert isinstance(on.memory, ExampleMemory)
+        on.memory.batch(ALL, LABELS)
+        return gradients(on, y, torch.ones_like(y))[:2]
+
+    for i, batch in enumerate([*shapes, y.float()]):
+        if i == len(shapes):
+            trunk.float(), fresh.float()
+        fresh.memory.clear()
+        for _ in range(3):
+            assert all(torch.equal(a, b) for a, b in zip(step(trunk, batch), step(fresh, batch), strict=True))
 
 
 def test_loading_weights_forgets() -> None:

@@ -114,7 +114,7 @@ def _of_examples(trunk: LayerParallel, memory: ExampleMemory) -> Content:
                 found.rows |= _by_points(trunk, which, kept, kind, table)
         others = {"starts": kept.starts, "seen": kept.seen, "met": kept.met}
         found.whole |= {f"{place}/{name}": t for name, t in others.items() if t is not None}
-        found.meta["warm"][which] = {"state": kept.state, "ratio": dict(kept.ratio)}
+        found.meta["warm"][which] = {"shape": list(kept.kind[1]), "ratio": dict(kept.ratio)}
     return found
 
 
@@ -135,7 +135,8 @@ def _into_examples(
     spans, place, names = _spans(trunk, which), f"warm/{which}", set(stored.names())
     points = sum(hi - lo for lo, hi in spans)
     dtype = next(iter(trunk.theta.values())).dtype
-    kept = memory.kept[which] = memory.room(which, points, said["state"], dtype)
+    kind = _solvers(trunk)[which].with_cycles(1), torch.Size(said["shape"]), dtype
+    kept = memory.kept[which] = memory.room(which, points, kind)
     kept.ratio = dict(said["ratio"])
     for name in ("starts", "seen", "met"):
         if f"{place}/{name}" in names:

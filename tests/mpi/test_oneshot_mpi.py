@@ -102,6 +102,22 @@ def test_a_file_for_each_rank(layers: int, comm: Comm, tmp_path: Path) -> None:
     same(mine, twin)
 
 
+@pytest.mark.parametrize("layers", [2, 23])
+def test_examples_of_another_shape(layers: int, comm: Comm) -> None:
+    """All ranks forget what they have kept, also those without C-points."""
+    losses, solver = [], MGRIT(coarsening=3)
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Tanh())
+    for ranks in (comm, Comm()):
+        trunk = lpnet.LayerParallel(one, layers, 1.0, None, solver, solver, 0, ranks, dtype=torch.float64)
+        optimizer = torch.optim.SGD(trunk.parameters(), lr=0.1)
+        shot = OneShot(trunk, optimizer, nn.functional.mse_loss, warm=WarmStates(examples=NUMBER))
+        for step in range(6):
+            x = torch.linspace(-1, 1, 8 * (3 + step // 2) * 4, dtype=torch.float64).reshape(8, -1, 4)
+            losses.append(shot.step(x, x.cos(), torch.arange(8)).loss)
+    assert losses[:6] == pytest.approx(losses[6:], rel=1e-12)
+
+
 @pytest.mark.parametrize("layers", [7, 30])
 def test_lbfgs(layers: int, comm: Comm) -> None:
     """The line search branches alike."""
