@@ -18,7 +18,7 @@ from lpnet.control import Controller, Report, Schedule, Signals, exact_of, exact
 from lpnet.controls import squares
 from lpnet.engine import Solution
 from lpnet.errors import InputError
-from lpnet.residuals import Info
+from lpnet.residuals import Info, relative
 from lpnet.step import Gradient, Step, Trial, Trunk
 
 
@@ -76,9 +76,9 @@ def _judged(step: Step, first: Gradient, schedule: Schedule, controller: Control
 def _checked(step: Step, check: Check) -> Gradient:
     """The last gradient of a check with the cotangent as it is."""
     while True:
-        step.trunk.info.schedules.append(check.schedule)
         _, solution = step.forward(check.schedule.forward, True)
         gradient = step.adjoint(solution, check.schedule.adjoint, step.wanted)
+        step.trunk.info.found(*_infos(gradient), check.schedule, first=False)
         check.add(gradient)
         if check.done:
             return gradient
@@ -99,7 +99,7 @@ def _errors(trunk: Trunk, found: list[Gradient]) -> list[float]:
     *weights, size = _norms(trunk, [*differences, last])
     inputs = [float(torch.linalg.vector_norm(d.inputs.double())) for d in differences]
     whole = float(torch.linalg.vector_norm(last.inputs.double()))
-    return [max(_ratio(w, size), _ratio(y, whole)) for w, y in zip(weights, inputs, strict=True)]
+    return [max(relative(w, size), relative(y, whole)) for w, y in zip(weights, inputs, strict=True)]
 
 
 def _report(error: float, exact: bool, checked: bool, first: Gradient) -> Report:
@@ -109,12 +109,6 @@ def _report(error: float, exact: bool, checked: bool, first: Gradient) -> Report
 
 def _infos(g: Gradient) -> tuple[Info, Info]:
     return g.forward, g.adjoint
-
-
-def _ratio(part: float, whole: float) -> float:
-    if not math.isfinite(part) or not math.isfinite(whole):
-        return math.inf
-    return part / whole if whole else (math.inf if part else 0.0)
 
 
 class Solved(NamedTuple):
@@ -178,10 +172,6 @@ class Propagate(torch.autograd.Function):
         if leads and solution.info.diverged:
             trunk._last = Trial(exactly(schedule), {})  # what a line search evaluates is what the gradient is of
         trunk.info.forward = solution.info
-        if trunk._again is None:
-            trunk.info.control, trunk.info.schedules = None, [schedule]
-        elif trunk._again.keeps:  # a check, and no look at other weights
-            trunk.info.schedules = [*trunk.info.schedules, schedule]
         ctx.kept = _Kept(Solved(step, solution, schedule, controller))
         ctx.save_for_backward(*theta, ctx.kept.hand_over())
         return step.unpacked(out)
@@ -194,7 +184,10 @@ class Propagate(torch.autograd.Function):
         ctx.kept.done = True
         step.z, step.wanted = step._packed(bar), any(ctx.needs_input_grad[3:])
         gradient = step.adjoint(solution, schedule.adjoint, step.wanted)
-        step.trunk.info.adjoint = gradient.adjoint
+        info, again = step.trunk.info, step.trunk._again
+        info.adjoint = gradient.adjoint
+        if again is None or again.keeps:  # a step, or a check of it, and no look at other weights
+            info.found(*_infos(gradient), schedule, first=again is None)
         if controller is not None:
             gradient = _control(step, gradient, schedule, controller)
         grads: list[Tensor | None] = [None] * len(theta)

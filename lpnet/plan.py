@@ -25,6 +25,7 @@ from lpnet.errors import InputError
 from lpnet.measure import measure, packed, prepare
 from lpnet.module import LayerParallel
 from lpnet.options import MGRIT, Serial, SolverOptions
+from lpnet.residuals import relative
 from lpnet.steppers import Stepper
 
 SAFETY = 0.5
@@ -271,7 +272,7 @@ class _Gradients:
         weights, inputs = self._solve(forward, adjoint)
         differences = [a - b for a, b in zip(weights, self.weights, strict=True)]
         pairs = zip(self._norms(differences, inputs - self.inputs), self.size, strict=True)
-        worst = max(_ratio(part, whole) for part, whole in pairs)
+        worst = max(relative(part, whole) for part, whole in pairs)
         return float(self.trunk.comm.bcast_(torch.tensor([worst], dtype=torch.float64), 0))
 
     def _solve(self, forward: SolverOptions, adjoint: SolverOptions) -> tuple[list[Tensor], Tensor]:
@@ -295,12 +296,6 @@ class _Gradients:
     def _norms(self, weights: list[Tensor], inputs: Tensor) -> tuple[float, float]:
         total = float(squares(self.trunk.grid, [weights]))
         return math.sqrt(total), float(torch.linalg.vector_norm(inputs.double()))
-
-
-def _ratio(part: float, whole: float) -> float:
-    if not math.isfinite(part):
-        return math.inf
-    return part / whole if whole else (math.inf if part else 0.0)
 
 
 # ---- description -----------------------------------------------------------------------------------------------------

@@ -99,6 +99,13 @@ class Info:
         return self.residuals[-1] / self.residuals[-2]
 
 
+def relative(part: float, whole: float) -> float:
+    """part / whole, a relative error; infinite where either is not finite, and 0 where both are nothing."""
+    if not math.isfinite(part) or not math.isfinite(whole):
+        return math.inf
+    return part / whole if whole else (math.inf if part else 0.0)
+
+
 def here(rows: np.ndarray) -> np.ndarray:
     """Sum of rows (k, 2) over the C-points of a rank that has them all."""
     return np.asarray(rows.sum(axis=0))

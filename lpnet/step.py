@@ -29,9 +29,11 @@ class Infos:
     """What the solves of a trunk did.
 
     Attributes:
-        forward, adjoint: the last solves; None before the first.
-        control: what error control says of the last gradient.
-        schedules: of all gradients of the last step: one, and those of a check; line searches leave them as they are.
+        forward, adjoint: the last solves, evaluations and line searches too; None before the first.
+        gradient: the forward and the adjoint solve of the last gradient; None before the first. Evaluations and line
+            searches leave it as it is, and `control` and `schedules` too.
+        control: what error control says of that gradient; None where it was not under control.
+        schedules: of all gradients of that step: one, and those of a check.
         layer_evaluations: layers that this rank has evaluated so far for gradients, forward and adjoint, with those
             that `store` has run again.
         round_trip: with store="reverse", the largest relative error of the states that the last adjoint undid on this
@@ -40,6 +42,7 @@ class Infos:
 
     forward: Info | None = None
     adjoint: Info | None = None
+    gradient: tuple[Info, Info] | None = None
     control: Report | None = None
     schedules: list[Schedule] = field(default_factory=list)
     layer_evaluations: int = 0
@@ -50,13 +53,14 @@ class Infos:
         """Whether the last gradient is that of the exact chain."""
         if self.control is not None:
             return self.control.exact
-        return all(one is not None and one.solver == "serial" for one in (self.forward, self.adjoint))
+        return self.gradient is not None and all(one.solver == "serial" for one in self.gradient)
 
     @property
     def diverged(self) -> bool:
         """Whether cycles of the last gradient's schedule led nowhere."""
-        found = (self.control,) if self.control is not None else (self.forward, self.adjoint)
-        return any(one is not None and one.diverged for one in found)
+        if self.control is not None:
+            return self.control.diverged
+        return self.gradient is not None and any(one.diverged for one in self.gradient)
 
     @property
     def gradient_error(self) -> float | None:
@@ -64,6 +68,12 @@ class Infos:
         if self.control is not None:
             return self.control.gradient_error
         return 0.0 if self.is_exact else None
+
+    def found(self, forward: Info, adjoint: Info, schedule: Schedule, first: bool = True) -> None:
+        """A gradient was found by these solves: the first of a step, or another one of its check."""
+        self.gradient = forward, adjoint
+        self.control = None if first else self.control
+        self.schedules = [schedule] if first else [*self.schedules, schedule]
 
 
 class Repeat(Protocol):

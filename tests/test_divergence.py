@@ -1,6 +1,7 @@
 """Laws of solves whose cycles lead nowhere: the exact chain takes their place at once, and whoever asks is told so."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lpnet.options import SolverOptions
 from lpnet.residuals import Info
 from lpnet.slab import Comm
 from lpnet.training.loop import fit
+from lpnet.training.records import critical_path
 
 HARD = MGRIT(coarsening=8, cycles=2)
 EULER, VERLET, RK4 = lpnet.steppers.Euler(), lpnet.steppers.Verlet(), lpnet.steppers.RK4()
@@ -208,9 +210,12 @@ def test_a_line_search_takes_the_function_of_its_gradient() -> None:
     run = Descent(net, lpnet.optim.LBFGS(net.parameters()))
     x, label = examples()
     run.evaluate(x, label)
+    named = SimpleNamespace(trunk=net[1], built_from=SimpleNamespace(control=Adaptive(plan_ranks=4)))
+    work = critical_path(named)  # type: ignore[arg-type]
     with lpnet.exact(net), torch.no_grad():
         true = cross_entropy(net(x), label)
     assert torch.equal(run._objective(), true)
+    assert critical_path(named) == work  # type: ignore[arg-type]
     assert net[1].info.forward.solver == "serial"
     assert not net[1].info.forward.diverged  # it was not tried again
 

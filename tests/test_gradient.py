@@ -274,14 +274,28 @@ def test_an_error_in_the_closure_leaves_a_trunk_as_it_was() -> None:
     close(grads(net), exact_grads(net, x, label), 1e-11)
 
 
-def test_the_report_is_of_this_step() -> None:
-    """None before the backward pass, and where nothing was controlled."""
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["control", "none"])
+@pytest.mark.parametrize("how", ["eval", "no_grad", "repeating", "forward"])
+def test_what_is_said_of_a_gradient_stays_until_the_next(how: str, control: Adaptive | None) -> None:
+    """Whatever is evaluated in between; an exact gradient is said to be one, without a report."""
     x, label = examples(number=20)
-    net = network(64, forward=POOR, adjoint=POOR, control=TIGHT)
+    net = network(64, forward=POOR, adjoint=Serial(), control=control)
+    info = net[1].info
+    assert (info.is_exact, info.diverged, info.gradient_error, info.control) == (False, False, None, None)
     closure_of(net, x, label)()
-    assert net[1].info.control is not None
-    net(x)
-    assert net[1].info.control is None
+    found = info.is_exact, info.diverged, info.gradient_error, info.control, info.schedules
+    assert found[0] == (control is not None)
+    assert (found[2] is None) == (found[3] is None) == (control is None)
+    evaluate(net, x, how)
+    with lpnet.exact(net), torch.no_grad():
+        net(x)
+    assert info.forward is not None
+    assert info.forward.solver == "serial"  # the last solve
+    assert (info.is_exact, info.diverged, info.gradient_error, info.control, info.schedules) == found
+    with lpnet.exact(net):
+        closure_of(net, x, label)()
+    assert (info.is_exact, info.diverged, info.gradient_error, info.control) == (True, False, 0.0, None)
+    assert [s.exact for s in info.schedules] == [True]
 
 
 def test_descent_is_a_plain_loop_where_nothing_is_controlled() -> None:

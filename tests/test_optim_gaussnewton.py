@@ -214,3 +214,4 @@ def test_the_solvers_of_a_step_are_those_of_its_gradient() -> None:
     for _ in range(2):
         gn.step_on(normal(6, 2), LABEL)
         assert [s.forward for s in net[1].info.schedules] == [net[1].forward_solver]
+        assert (net[1].info.is_exact, net[1].info.gradient_error) == (True, 0.0)

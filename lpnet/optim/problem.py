@@ -211,8 +211,8 @@ class Model:
             return self._given
         with torch.no_grad():
             back = self._pull(self._bar)
-        info = self.problem.chain.trunk.info
-        info.control, info.schedules = None, [self._trunk.schedule]
+        if self._through:
+            self.problem.chain.trunk.info.found(self._trunk.info, self._trunk.product, self._trunk.schedule)
         return vector.axpy(1.0, back, self.problem.penalty_gradient())
 
     @torch.no_grad()

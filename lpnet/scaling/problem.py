@@ -7,6 +7,7 @@ ranks is the beginning of the one on the most, so h and the weights of a layer a
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from lpnet import room
 from lpnet.dynamics import Dense
 from lpnet.module import LayerParallel
+from lpnet.residuals import relative
 from lpnet.scaling.solvers import Pair
 from lpnet.slab import Comm
 
@@ -111,11 +113,13 @@ class Problem:
 
 
 def error(found: Gradients, true: Gradients) -> float:
-    """The larger of the relative errors of the input's gradient and of all weights'."""
+    """The larger of the relative errors of the input's gradient and of all weights'; infinite where not finite."""
 
-    def relative(a: list[Tensor], b: list[Tensor]) -> float:
-        up = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True))
-        down = sum(float(y.double().square().sum()) for y in b)
-        return math.sqrt(up / down) if down else (math.inf if up else 0.0)
+    def norm(parts: Iterable[Tensor]) -> float:
+        return math.sqrt(sum(float(x.square().sum()) for x in parts))
 
-    return max(relative([found[0]], [true[0]]), relative(found[1], true[1]))
+    def of(a: list[Tensor], b: list[Tensor]) -> float:
+        differences = (x.double() - y.double() for x, y in zip(a, b, strict=True))
+        return relative(norm(differences), norm(y.double() for y in b))
+
+    return max(of([found[0]], [true[0]]), of(found[1], true[1]))

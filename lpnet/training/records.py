@@ -50,10 +50,10 @@ def critical_path(net: Network) -> float:
     info, exact = trunk.info, work(Serial(), Serial())
     each = [work(s.forward, s.adjoint) for s in info.schedules]
     total = sum(one.total for one in each)
-    if info.forward is not None and info.forward.diverged:  # in place of the last solves, whose adjoint was not begun
+    ahead, back = (one.diverged for one in info.gradient) if info.gradient is not None else (False, False)
+    if ahead:  # in place of the last solves, whose adjoint was not begun
         return total + exact.total - each[-1].adjoint - each[-1].gradient
-    again = info.adjoint is not None and info.adjoint.diverged
-    return total + again * (exact.adjoint + exact.gradient)
+    return total + back * (exact.adjoint + exact.gradient)
 
 
 def counted(totals: Record, progress: Progress) -> Record:
