@@ -227,6 +227,13 @@ def test_what_cannot_be_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("meta", [[1], "text", 3, {1: 2}, {"a": [{"b": {None: 1}}]}])
+def test_meta_data_that_would_not_come_back_are_refused(tmp_path: Path, meta: Any) -> None:
+    with pytest.raises(InputError, match=r"^meta.* given, .*allowed$"):
+        checkpoint.save(tmp_path / "a.h5", nn.Linear(2, 2), meta=meta)
+    assert not list(tmp_path.iterdir())
+
+
 def test_values_come_back_with_their_types() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     milestones = lr_scheduler.MultiStepLR(optimizer, [3, 3, 5]).state_dict()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from lpnet.errors import InputError, shown
 from lpnet.sharded import trunks
 from lpnet.slab import Comm, world
 
@@ -33,21 +34,26 @@ def save(
         net: its parameters and buffers, of all layers.
         optimizer: of parameters of `net`; elementwise optimizers of torch, and those of `lpnet.optim`.
         schedule: of torch.
-        meta: values of JSON; those of rank 0 are written.
+        meta: values of JSON, keys are texts; those of rank 0 are written, and tuples come back as lists.
 
     Raises:
         OutputError: it cannot be written; what had this name before still has it.
         InputError: something is kept that cannot be written.
     """
     from lpnet.checkpoint import file, states  # bring h5py, which the engine does not need
+    from lpnet.launch import together
 
+    comm = _ranks(net)
+    with together(comm):
+        if comm.rank == 0:
+            _require_texts({} if meta is None else meta)
     content = states.of_net(net)
     if optimizer is not None:
         content |= states.of_optimizer(optimizer, net)
     if schedule is not None:
         content |= states.of_schedule(schedule)
     content.meta["user"] = {} if meta is None else meta
-    file.write(path, _ranks(net), content)
+    file.write(path, comm, content)
 
 
 def load(
@@ -95,3 +101,17 @@ def load(
 def _ranks(net: nn.Module) -> Comm:
     found = trunks(net)
     return found[0].comm if found else world()
+
+
+def _require_texts(meta: Any, place: str = "meta") -> None:
+    """Require a mapping whose keys are texts on all levels: JSON would make texts of others."""
+    if place == "meta" and not isinstance(meta, dict):
+        raise InputError(f"meta: {shown(meta)} given, a dict of values of JSON allowed")
+    if isinstance(meta, dict):
+        for key, value in meta.items():
+            if not isinstance(key, str):
+                raise InputError(f"{place}: the key {shown(key)} given, texts allowed")
+            _require_texts(value, f"{place}[{key!r}]")
+    elif isinstance(meta, list | tuple):
+        for value in meta:
+            _require_texts(value, f"{place}[…]")
