@@ -39,12 +39,18 @@ class History:
             for line in lines:
                 file.write(line + "\n")
                 self._pack(line)
-        self._file = self._open.enter_context(path.open("a", encoding="utf-8"))
+        self._file = self._open.enter_context(path.open("ab", buffering=0))
 
     def add(self, line: str) -> None:
-        """One line more, which is in the file at once."""
-        self._file.write(line + "\n")
-        self._file.flush()
+        """One line more, which is in the file at once and as a whole, or not at all."""
+        before, left = os.fstat(self._file.fileno()).st_size, memoryview(f"{line}\n".encode())
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with suppress(OSError):  # that of a failing disk says less than what is raised
+                self._file.truncate(before)
+            raise
         self._pack(line)
 
     def _pack(self, line: str) -> None:
@@ -59,7 +65,7 @@ class History:
 
     def close(self) -> None:
         """No more lines."""
-        with suppress(OSError):  # what is left in buffers is what `add` has failed to write, and has said so
+        with suppress(OSError):  # what is left in buffers is of no use any more
             self._open.close()
 
 
@@ -76,6 +82,8 @@ def unpacked(packed: bytes, steps: int) -> Iterator[str]:
     step = 0
     for line in _lines(packed):
         step += 1
+        if step > steps:
+            raise InputError(f"the history has more than the {steps} steps that should be")
         try:
             found = json.loads(line)["step"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -89,12 +97,15 @@ def unpacked(packed: bytes, steps: int) -> Iterator[str]:
 
 def _lines(packed: bytes) -> Iterator[str]:
     unpacker, rest = zlib.decompressobj(), b""
-    while packed:
+    left, piece = memoryview(packed), b""
+    while (left or piece) and not unpacker.eof:
+        if not piece:  # what is not consumed is copied, so that all at once would take the square of the time
+            piece, left = bytes(left[:_PIECE]), left[_PIECE:]
         try:
-            rest += unpacker.decompress(packed, _PIECE)
+            rest += unpacker.decompress(piece, _PIECE)
         except zlib.error as error:
             raise InputError(f"the history is damaged ({error})") from None
-        packed = unpacker.unconsumed_tail
+        piece = unpacker.unconsumed_tail
         *whole, rest = rest.split(b"\n")
         for line in whole:
             yield line.decode(errors="replace")

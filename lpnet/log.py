@@ -2,8 +2,8 @@
 
 config.yaml     the whole configuration, which --config reads
 metrics.jsonl   one JSON object a line for each step, written at once
-summary.json    the results, when the run is done
 model.h5        weights and configuration (see `lpnet.modelfile`)
+summary.json    the results: with it a run is finished
 history.png     loss and accuracies over the steps
 regions.png     for data in the plane: the class of each point
 trace.json      with run.profile: what each rank did when (see `lpnet.trace`)
@@ -13,12 +13,12 @@ checkpoints/    from which a run can go on (see `lpnet.resume`)
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from lpnet import folders
@@ -28,6 +28,7 @@ from lpnet.data import DataSet
 from lpnet.errors import OutputError, utf8
 from lpnet.history import History, records, unpacked
 from lpnet.launch import written
+from lpnet.phases import phase
 from lpnet.rundir import CONFIG, METRICS, SUMMARY, TRACE
 from lpnet.slab import Comm
 from lpnet.trace.profile import Profile, first_of
@@ -141,11 +142,12 @@ class RunLog:
                 text = json.dumps(_plain(summary), indent=2, allow_nan=False)
                 folders.write_text(self.folder / SUMMARY, text + "\n")
 
-    def draw(self, plain: Callable[[torch.Tensor], torch.Tensor], data: DataSet, like: torch.Tensor) -> None:
+    def draw(self, plain: nn.Module | None, data: DataSet, like: torch.Tensor) -> None:
         """Draw the pictures; collective.
 
         Args:
-            plain: the network as an ordinary module, normalised features (n, 2) to logits: rank 0 calls it alone.
+            plain: for examples with two features the network as an ordinary module, normalised features (n, 2) to
+                logits: rank 0 calls it alone, while the others wait. None: there is no picture of the regions.
             data: the examples.
             like: a tensor of the dtype and on the device of the network.
 
@@ -156,19 +158,27 @@ class RunLog:
             if self.speaks:
                 self._draw(plain, data, like)
 
-    def _draw(self, plain: Callable[[torch.Tensor], torch.Tensor], data: DataSet, like: torch.Tensor) -> None:
+    def _draw(self, plain: nn.Module | None, data: DataSet, like: torch.Tensor) -> None:
         from lpnet import plots  # matplotlib takes a second to load, which only rank 0 needs to spend
 
-        plots.history(records(self.folder / METRICS, plots.DRAWN), self.folder / "history.png")
-        if data.features != 2:
+        with phase(self.comm, "picture"):
+            plots.history(records(self.folder / METRICS, plots.DRAWN), self.folder / "history.png")
+        if plain is None:
             return
 
+        def layer(*_: Any) -> None:
+            with phase(self.comm, "layer"):
+                pass  # whoever watches sees that it goes on
+
         def classes(points: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
+            with torch.no_grad(), phase(self.comm, "points"):
                 found: np.ndarray = plain(torch.from_numpy(points).to(like)).argmax(dim=1).cpu().numpy()
                 return found
 
-        plots.decision_regions(classes, data, self.folder / "regions.png", title=self.config.preset)
+        for part in plain.modules():
+            part.register_forward_pre_hook(layer)
+        with phase(self.comm, "picture"):
+            plots.decision_regions(classes, data, self.folder / "regions.png", title=self.config.preset)
 
 
 def profile_of(comm: Comm, folder: Path, config: Config, steps: int, done: int = 0) -> Profile:

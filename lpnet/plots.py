@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from lpnet import folders
 from lpnet.data import DataSet
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
@@ -111,7 +112,9 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
+    """Write the PNG file, at once or not at all."""
+    with folders.replaced(Path(path)) as part:
+        figure.savefig(part, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
 
 
 def _series(records: Iterable[Mapping[str, Any]], key: str) -> NDArray[np.float64]:

@@ -118,16 +118,16 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
     return norm
 
 
-def synchronize(net: nn.Module) -> bool:
-    """Make the replicated parameters and buffers those of rank 0; returns whether they differed. Collective."""
+def synchronize(net: nn.Module, root: int = 0) -> bool:
+    """Make the replicated parameters and buffers those of rank `root`; returns whether they differed. Collective."""
     found = trunks(net)
     comm: Comm = found[0].comm if found else world()
     replicated = [t for t in (*net.parameters(), *net.buffers()) if slab_of(t) is None]
     sums = np.array([[t.detach().double().sum().item() for t in replicated]])
     everyone = comm.allgather(sums, [1] * comm.size)
-    differed = bool((everyone != everyone[:1]).any()) and not bool(np.isnan(everyone).all())
+    differed = any(not np.array_equal(row, everyone[0], equal_nan=True) for row in everyone)
     for t in replicated:
-        comm.bcast_(t.data, 0)
+        comm.bcast_(t.data, root)
     return differed
 
 

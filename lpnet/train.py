@@ -286,9 +286,11 @@ def summary(config: Config, record: Record, comm: Comm, wall: float) -> dict[str
 
 
 def report(net: Network, dataset: DataSet, log: RunLog, results: dict[str, Any]) -> None:
-    """Model, pictures and at last the summary into the run folder, and a line to read; collective."""
+    """Model and summary into the run folder, a line to read, and at last the pictures; collective.
+
+    With the summary a run is finished: pictures that take long, or for which there is no room, leave it so.
+    """
     modelfile.save(log.folder / MODEL, net)
-    log.draw(net.as_sequential().eval(), dataset, net.classifier.weight)
     log.summarize(results)
     if results["serial_steps"] and not all(isinstance(s, Serial) for s in _solvers(net)):
         log.say(f"{results['serial_steps']} of {results['steps']} steps took the gradient of the exact chain")
@@ -296,6 +298,8 @@ def report(net: Network, dataset: DataSet, log: RunLog, results: dict[str, Any])
         f"{results['steps']} steps in {results['wall_s']:.1f} s; exact evaluation: loss {results['train_loss']:.4g}, "
         f"accuracy {results['train_accuracy']:.2%} training, {results['val_accuracy']:.2%} validation"
     )
+    plain = net.as_sequential().eval() if dataset.features == 2 else None
+    log.draw(plain, dataset, net.classifier.weight)
 
 
 def _solvers(net: Network) -> tuple[SolverOptions, SolverOptions]:

@@ -14,9 +14,10 @@ import torch
 from jobs import started, wait_for
 from small_runs import SMALL, network
 
-from lpnet import launch, modelfile, sameness, signals, train
+from lpnet import launch, modelfile, plots, sameness, signals, train
 from lpnet.checkpoint.store import FOLDER, Checkpoints
 from lpnet.errors import OutputError
+from lpnet.history import History
 from lpnet.slab import Comm
 from lpnet.trace.record import Recording
 
@@ -143,6 +144,30 @@ def test_a_full_disk_leaves_neither_half_a_model_nor_half_a_trace(small_disk: Pa
     with pytest.raises(OutputError, match=r"^'.*trace.json' cannot be written \(No space left on device\)$"):
         recorded.end()
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("length", [50, 300, 5000])
+def test_a_full_disk_leaves_whole_lines_and_no_half_a_picture(small_disk: Path, length: int) -> None:
+    """The line that does not fit is taken back; a second one may fit where the disk has room again."""
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(150 * 1024))
+    history, record, written = History(small_disk / "metrics.jsonl"), json.dumps({"step": "x" * length}), [0]
+
+    def fill() -> None:
+        for _ in range(10000):
+            history.add(record)
+            written[0] += 1
+
+    with pytest.raises(OSError, match="No space left on device"):
+        fill()
+    assert history.path.read_text() == f"{record}\n" * written[0]
+    with pytest.raises(OSError, match="No space left on device"):
+        plots.history([], small_disk / "history.png")
+    assert {path.name for path in small_disk.iterdir()} == {"filler", "metrics.jsonl"}
+    filler.unlink()
+    history.add(record)
+    history.close()
+    assert history.path.read_text() == f"{record}\n" * (written[0] + 1)
 
 
 def test_a_read_only_folder_is_refused(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "draw", lambda *_: None)
-        assert run(folder, "--control.gradient_tol=0.01", "--run.checkpoint_every=3") == 0
+        given = "--control.gradient_tol=0.01", "--run.checkpoint_every=3", "--training.on_nan=rollback"
+        assert run(folder, *given) == 0
     (folder / "summary.json").unlink()
     return folder
 
@@ -48,7 +49,13 @@ NO_RUN: dict[str, Change] = {
     "no history": lambda content: content.whole.pop("history"),
 }
 
-MOMENT = "optimizer/exp_avg/classifier/weight"
+
+def good(content: Content) -> dict[str, Any]:
+    found: dict[str, Any] = content.meta["good"]["optimizer"]
+    return found
+
+
+MOMENT, GOOD = "optimizer/exp_avg/classifier/weight", "good/trunk/K"
 FORGED: dict[str, Change] = {
     "a configuration with an unknown key": lambda content: content.meta["run"]["config"]["run"].update(other=1),
     "a key less": said("course", "factor", ...),
@@ -60,6 +67,13 @@ FORGED: dict[str, Change] = {
     "control of another form": said("trunk", "control", {}),
     "a moment of another shape": lambda content: content.whole.update({MOMENT: torch.zeros(3)}),
     "a moment of another type": lambda content: content.whole.update({MOMENT: content.whole[MOMENT].long()}),
+    "good weights of another shape": lambda content: content.whole.update({"good/classifier/bias": torch.zeros(1)}),
+    "good weights of another type": lambda content: content.whole.update({GOOD: content.whole[GOOD].int()}),
+    "a good moment of another shape": lambda content: content.whole.update({f"good/{MOMENT}": torch.zeros(3)}),
+    "a good moment less": lambda content: good(content)["state"]["opening.bias"]["tensors"].remove("exp_avg"),
+    "a good optimizer of another kind": lambda content: good(content).update(kind="SGD"),
+    "good options of another type": lambda content: good(content)["groups"][0].update(betas="x"),
+    "nothing good": said("good", "optimizer", ...),
     "a moment less": lambda content: content.meta["optimizer"]["state"]["opening.bias"]["tensors"].remove("exp_avg"),
 }
 
@@ -110,3 +124,12 @@ def test_the_one_before_is_used_where_the_newest_is_of_no_run(name: str, base: P
         "step-00000006.h5.damaged",
     ]
     assert (folder / "checkpoints" / "step-00000006.h5.damaged").read_bytes() == forged
+
+
+def test_what_was_kept_of_an_optimizer_under_its_earlier_name_is_taken_up(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(base, folder)
+    forge(folder, lambda content: good(content).update(kind="Good"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "draw", lambda *_: None)
+        assert train.main(["--resume", str(folder)]) == launch.DONE

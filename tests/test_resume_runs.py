@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +16,7 @@ from test_train import metrics, run
 
 from lpnet import launch, train
 from lpnet.checkpoint.content import Content
-from lpnet.errors import InputError
-from lpnet.history import History, unpacked
+from lpnet.history import History
 from lpnet.log import RunLog
 from lpnet.rundir import Lock
 from lpnet.slab import Comm
@@ -277,33 +275,6 @@ def test_the_clock_leaves_a_hundredth_of_the_time_to_checkpoints(
         state.course.done += 1
         one.after(state)
     assert 0.9 < len(saved) * 0.2 / now[0] * 100 <= 1.01
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda packed: packed[: len(packed) // 2], "the history"),
-        (lambda packed: packed[:100] + bytes([packed[100] ^ 255]) + packed[101:], "the history"),
-        (lambda packed: b"", "the history has 0 steps where 2000 should be"),
-        (lambda packed: zlib.compress(b'{"step": 1}\n{"step": 3}\n'), "has step 3 where step 2 should be"),
-        (lambda packed: zlib.compress(b"[" * 10**6), "no record of step 1|ends within a line"),
-        (lambda packed: zlib.compress(b"[" * 10**7), "a line of more than 1048576 bytes"),
-        (lambda packed: zlib.compress(b"[" * 10**5 + b"\n"), "no record of step 1"),
-    ],
-)
-def test_histories_are_not_believed(change: Callable[[bytes], bytes], said: str, tmp_path: Path) -> None:
-    log = tmp_path / "metrics.jsonl"
-    one = History(log)
-    for step in range(1, 2001):
-        one.add(json.dumps({"step": step, "loss": 1 / step}))
-    packed, raw = one.packed(), log.read_bytes()
-    one.close()
-    assert len(packed) < len(raw) / 2
-    History(log, unpacked(packed, 2000)).close()
-    assert log.read_bytes() == raw
-    with pytest.raises(InputError, match=said):
-        History(log, unpacked(change(packed), 2000))
-    assert log.read_bytes() == raw
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(

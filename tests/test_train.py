@@ -13,8 +13,11 @@ import yaml
 from small_runs import SMALL, WILD
 
 import lpnet
-from lpnet import launch, modelfile, slab, train
+from lpnet import commandline, launch, modelfile, plots, slab, train
+from lpnet.data import load
 from lpnet.log import RunLog
+from lpnet.phases import observe
+from lpnet.watchdog import Beat
 
 
 def strict(text: str) -> Any:
@@ -174,6 +177,32 @@ def test_metrics_are_there_after_each_step(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(RunLog, "step", step)
     assert run(tmp_path / "run") == 0
     assert counts == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_is_finished_before_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "_draw", full)
+    assert run(tmp_path / "run") == launch.UNWRITABLE
+    assert strict((tmp_path / "run" / "summary.json").read_text())["steps"] == 6
+    assert train.main(["--resume", str(tmp_path / "run")]) == launch.DONE
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_pictures_are_seen_to_go_on(folder: Path, tmp_path: Path) -> None:
+    """By a watchdog: there are more beats than layers, for each of the parts of a picture."""
+    shutil.copy(folder / "metrics.jsonl", tmp_path)
+    comm, beat, net = slab.Comm(), Beat(), modelfile.load(folder / "model.h5")
+    observe(comm, beat)
+    config = commandline.parse([*SMALL])
+    log, data = RunLog(comm, tmp_path, config, 6, 6), load(config.data, config.run.seed)
+    log.draw(net.as_sequential(), data, net.classifier.weight)
+    assert (tmp_path / "regions.png").exists()
+    assert beat.count > 8 * (320 * 320 // plots.CHUNK)
+    assert beat.doing() == "before the first step"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

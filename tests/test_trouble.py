@@ -14,13 +14,14 @@ from test_train import run as command
 from torch import Tensor
 
 from lpnet import launch, slab, train
+from lpnet.checkpoint import file
+from lpnet.checkpoint.content import Content
 from lpnet.errors import NonFiniteError
 from lpnet.finite import first_bad_layer
 from lpnet.log import RunLog
 from lpnet.network import Network
 from lpnet.training import loop, trouble
 from lpnet.training.course import Course
-from lpnet.training.good import Good
 from lpnet.training.loop import fit
 
 BAD = [math.nan, math.inf]
@@ -115,11 +116,11 @@ def run(*arguments: str, log: Any = None) -> tuple[Network, Told, dict[str, Any]
 
 
 class Halving(Told):
-    """After a step the learning rate is halved by hand."""
+    """After a step the learning rate is made smaller by hand."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, factor: float = 0.5) -> None:
         super().__init__()
-        self.after, self.course = after, Course
+        self.after, self.factor, self.course = after, factor, Course
         made = Course.of.__func__  # type: ignore[attr-defined]
 
         def of(cls: Any, *arguments: Any) -> Course:
@@ -131,7 +132,7 @@ class Halving(Told):
     def step(self, record: dict[str, Any]) -> None:
         super().step(record)
         if record["step"] == self.after:
-            self.course.factor = 0.5
+            self.course.factor = self.factor
 
 
 @pytest.mark.filterwarnings("ignore:lpnet")
@@ -218,33 +219,32 @@ def test_what_fails_without_an_update_stops(monkeypatch: pytest.MonkeyPatch) -> 
         run(BACK)
 
 
-@pytest.mark.parametrize(("answer", "times"), [("stop", 1), ("rollback", 1), ("rollback", 2)])
+@pytest.mark.parametrize(("answer", "times"), [("stop", 1), ("rollback", 1), ("rollback", 2), ("rollback", 11)])
 def test_the_last_update_is_looked_at_too(answer: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so is what it goes back to, after which nothing is left to be tried."""
-    kept: list[list[Tensor]] = []
+    """And the step is done again with a smaller learning rate, as any other."""
     left, real = [math.nan] * times, loop.evaluate
 
     def evaluated(net: Network, data: Any) -> dict[str, Any]:
         return real(net, data) | ({"train_loss": left.pop()} if left else {})
 
-    net, data = network(*STEADY, f"--training.on_nan={answer}")
-    real_keep = Good.keep
-
-    def keep(self: Good) -> None:
-        kept.append([p.detach().clone() for p in net.parameters()])
-        real_keep(self)
-
-    monkeypatch.setattr(loop, "evaluate", evaluated)
-    monkeypatch.setattr(Good, "keep", keep)
+    given = (*STEADY, f"--training.on_nan={answer}")
+    plain, _, _ = run(*given, "--training.steps=5")
+    net, data = network(*given)
     log = Told()
-    if answer == "stop" or times == 2:
+    monkeypatch.setattr(loop, "evaluate", evaluated)
+    if answer == "stop" or times == 11:
         with pytest.raises(NonFiniteError, match=r"^step 6: the training loss is nan: "):
             fit(net, data, log)
-    else:
-        record = fit(net, data, log)
-        assert record["train_loss"] == real(net, data)["train_loss"]
-    assert len(log.records) == 6
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), kept[-1], strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), plain.parameters(), strict=True))
+        assert len(log.records) == 6
+        return
+    record = fit(net, data, log)
+    monkeypatch.setattr(loop, "evaluate", real)
+    twin, _, _ = run(*given, log=Halving(monkeypatch, 5, 0.5**times))
+    assert record["train_loss"] == real(net, data)["train_loss"]
+    assert [r["lr"] / log.records[0]["lr"] for r in log.records] == [1.0] * 5 + [0.5**times]
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+    assert record["rollbacks"] == len(log.warnings) == times
 
 
 @pytest.mark.parametrize("name", ["adam", "lbfgs"])
@@ -264,6 +264,25 @@ def test_a_run_that_goes_on_takes_the_same_steps_back(
     assert timeless(rest.record) == timeless(whole.record)
     assert all(torch.equal(a, b) for a, b in zip(rest.weights(), whole.weights(), strict=True))
     assert whole.record["rollbacks"] == 2
+
+
+@pytest.mark.parametrize("name", ["adam", "lbfgs", "ncg"])
+def test_an_optimizer_that_blew_up_begins_anew(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that was to stop a checkpoint has what the optimizer kept behind the bad update, and nothing older."""
+    given = (*STEADY, f"--optimizer.name={name}", "--training.steps=7", "--run.checkpoint_every=1000")
+    Trained(slab.Comm(), tmp_path / "run", given, 3)
+    (path,) = (tmp_path / "run").glob("*3.h5")
+    stored = file.read(path, slab.Comm())
+    content = Content(dict(stored.meta), {name: stored.whole(name) for name in stored.names()})
+    stored.close()
+    bad = [value for key, value in content.whole.items() if key.startswith("optimizer/") and value.ndim]
+    for value in (*bad, content.whole["net/classifier/weight"]):
+        value.fill_(math.inf)
+    file.write(path, slab.Comm(), content)
+    rest = Trained(slab.Comm(), tmp_path / "run", (*given, BACK))
+    assert [r["step"] for r in rest.log.records] == [4, 5, 6, 7]
+    assert rest.record["rollbacks"] == len(rest.log.warnings) == 1
+    assert all(bool(torch.isfinite(p).all()) for p in rest.weights())
 
 
 @pytest.mark.filterwarnings("ignore:lpnet")

@@ -6,9 +6,9 @@
 Everything else is values of JSON, in `meta` under "net", "optimizer" and "schedule".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,22 @@ from lpnet.sharded import NOT_ELEMENTWISE, slab_of
 
 # How the optimizers of torch do their work, which is the business of the run that goes on.
 _MEANS = ("foreach", "fused", "capturable", "differentiable")
+
+
+# What files of earlier days call the kind of an optimizer whose state was kept.
+_KEPT = "Good"
+
+
+class Kept(Protocol):
+    """What an optimizer has, or what was kept of it."""
+
+    @property
+    def state(self) -> MutableMapping[Tensor, Any]:
+        """By parameter."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters and options."""
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -63,7 +79,7 @@ def for_net(stored: Stored, net: nn.Module) -> Callable[[], object]:
         raise stored.unusable(f"{', '.join(other)} missing or unknown")
     if _of(stored, "net").get("rows") != _rows(net):
         raise stored.unusable("its weights belong to other rows, layers or control points, than those of the network")
-    values = {key: _taken(stored, path, own[key], owners.get(key)) for path, key in paths.items()}
+    values = {key: taken(stored, path, own[key], owners.get(key)) for path, key in paths.items()}
     return partial(net.load_state_dict, values)
 
 
@@ -91,8 +107,12 @@ def _add(content: Content, path: str, value: Tensor, owner: Tensor | None) -> No
         content.whole[path] = value
 
 
-def _taken(stored: Stored, path: str, like: Tensor, owner: Tensor | None) -> Tensor:
-    """This rank's share of a tensor, like one that it has."""
+def taken(stored: Stored, path: str, like: Tensor, owner: Tensor | None) -> Tensor:
+    """This rank's share of a tensor, like one that it has, which is spread as its parameter is.
+
+    Raises:
+        InputError: it is of another shape or type.
+    """
     slab = None if owner is None else slab_of(owner)
     shape = tuple(like.shape) if slab is None else (slab.layers, *like.shape[1:])
     if stored.shape(path) != shape or stored.dtype(path) != like.dtype:
@@ -101,45 +121,58 @@ def _taken(stored: Stored, path: str, like: Tensor, owner: Tensor | None) -> Ten
     return stored.whole(path) if slab is None else stored.rows(path, slab.lo, slab.hi)
 
 
-def _of(stored: Stored, key: str) -> dict[str, Any]:
+def _of(stored: Stored, path: str) -> dict[str, Any]:
     """What the meta data say of a part.
 
     Raises:
         InputError: nothing.
     """
-    said = stored.meta.get(key)
+    said: Any = stored.meta
+    for key in path.split("/"):
+        said = said.get(key) if isinstance(said, dict) else None
     if not isinstance(said, dict):
-        raise stored.unusable(f"it has no {key}")
+        raise stored.unusable(f"it has no {path}")
     return said
 
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 
 
-def of_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module) -> Content:
+def of_optimizer(
+    optimizer: torch.optim.Optimizer, net: nn.Module, kept: Kept | None = None, path: str = "optimizer"
+) -> Content:
     """Options and state of an optimizer of parameters of a network.
+
+    Args:
+        optimizer: says of what kind and of which parameters they are.
+        net: has the parameters.
+        kept: what to write; None: what the optimizer has now.
+        path: where to, in meta data and tensors.
 
     Raises:
         InputError: it has other parameters, or keeps something that cannot be cut into layers or written as JSON.
     """
     content, kind, state = Content(), type(optimizer).__name__, {}
-    names = _names(optimizer, net)
+    of, names = optimizer if kept is None else kept, _names(optimizer, net)
     for p, name in names.items():
         tensors, host, values = [], [], {}
-        for key, value in optimizer.state.get(p, {}).items():
+        for key, value in of.state.get(p, {}).items():
             if isinstance(value, Tensor):
                 tensors.append(key)
                 host += [key] if value.device != p.device else []
-                _add(content, _path(f"optimizer/{key}", name), value, p)
+                _add(content, _path(f"{path}/{key}", name), value, p)
             else:
                 values[key] = encoded(value, f"optimizer: a {kind}")
         state[name] = {"tensors": tensors, "host": host, "values": values}
     groups = [
         {key: encoded(value, f"optimizer: a {kind}") for key, value in group.items() if key not in ("params", *_MEANS)}
         | {"params": [names[p] for p in group["params"]]}
-        for group in optimizer.param_groups
+        for group in of.param_groups
     ]
-    content.meta["optimizer"] = {"kind": kind, "groups": groups, "state": state}
+    said: dict[str, Any] = {"kind": kind, "groups": groups, "state": state}
+    for key in reversed(path.split("/")):
+        said = {key: said}
+    content.meta |= said
     return content
 
 
@@ -148,28 +181,36 @@ def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Mod
     for_optimizer(stored, optimizer, net)()
 
 
-def for_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Module) -> Callable[[], object]:
+def for_optimizer(
+    stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Module, kept: Kept | None = None, path: str = "optimizer"
+) -> Callable[[], object]:
     """What puts options and state into an optimizer of the same kind, of the same parameters in the same groups.
+
+    Args:
+        stored: the checkpoint.
+        optimizer: says of what kind and of which parameters they have to be.
+        net: has the parameters.
+        kept: what they are put into; None: the optimizer.
+        path: where they are, see `of_optimizer`.
 
     Raises:
         InputError: it is of another kind or of other parameters; nothing was changed.
     """
-    said, kind, names = _of(stored, "optimizer"), type(optimizer).__name__, _names(optimizer, net)
+    said, kind, names = _of(stored, path), type(optimizer).__name__, _names(optimizer, net)
     with believed(stored, "what it says of its optimizer is of another form"):
         groups = [{key: decoded(value) for key, value in group.items()} for group in said["groups"]]
         own = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
-        if said["kind"] != kind or [group["params"] for group in groups] != own:
+        kinds = (kind,) if kept is None else (kind, _KEPT)
+        if said["kind"] not in kinds or [group["params"] for group in groups] != own:
             raise stored.unusable(f"it has a {said['kind']} of other parameters, no {kind} of these")
         if not all(_fit(new, group) for new, group in zip(groups, optimizer.param_groups, strict=True)):
             raise stored.unusable(f"it has a {kind} of other options")
-        state = {p: _state(stored, said["state"][name], p, name) for p, name in names.items()}
+        state = {p: _state(stored, said["state"][name], p, path, name) for p, name in names.items()}
         _require_whole(stored, optimizer, state)
-    return partial(_put, optimizer, groups, state)
+    return partial(_put, optimizer if kept is None else kept, groups, state)
 
 
-def _put(
-    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]]
-) -> None:
+def _put(optimizer: Kept, groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]]) -> None:
     for p, kept in state.items():
         optimizer.state.pop(p, None)
         if kept:
@@ -191,17 +232,17 @@ def _fit(new: dict[str, Any], group: dict[str, Any]) -> bool:
     )
 
 
-def _state(stored: Stored, said: dict[str, Any], p: Tensor, name: str) -> dict[str, Any]:
+def _state(stored: Stored, said: dict[str, Any], p: Tensor, path: str, name: str) -> dict[str, Any]:
     """What is kept of one parameter."""
     kept = {key: decoded(value) for key, value in said["values"].items()}
     for key in said["tensors"]:
-        path, slab = _path(f"optimizer/{key}", name), slab_of(p)
-        if slab is None or not stored.shape(path):
-            value = stored.whole(path)
-        elif stored.shape(path) == (slab.layers, *p.shape[1:]):
-            value = stored.rows(path, slab.lo, slab.hi)
+        place, slab = _path(f"{path}/{key}", name), slab_of(p)
+        if slab is None or not stored.shape(place):
+            value = stored.whole(place)
+        elif stored.shape(place) == (slab.layers, *p.shape[1:]):
+            value = stored.rows(place, slab.lo, slab.hi)
         else:
-            raise stored.unusable(f"{path} is of another shape than its layers")
+            raise stored.unusable(f"{place} is of another shape than its layers")
         kept[key] = value if key in said["host"] else value.to(p.device)
     return kept
 

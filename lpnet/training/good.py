@@ -1,6 +1,7 @@
 """What a training goes back to when its numbers stop being finite: weights, and the optimizer with them."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -45,6 +46,15 @@ class Good:
         self.state = {p: _like(kept, self.state.get(p, {})) for p, kept in self._optimizer.state.items()}
         self.param_groups = [_copied(group) for group in self._optimizer.param_groups]
 
+    def optimizer_is_finite(self) -> bool:
+        """Whether all numbers are finite that were kept of the optimizer; of this rank."""
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
+        return _is_finite(list(self.state.values())) and _is_finite(groups)
+
+    def begin_optimizer(self, new: torch.optim.Optimizer) -> None:
+        """Keep what this one has, which has done no step, for the same parameters in the same groups."""
+        self.state, self.param_groups = {}, [_copied(group) for group in new.param_groups]
+
     @torch.no_grad()
     def back(self) -> None:
         """Everything is as it was, but for what the schedule has set since."""
@@ -70,6 +80,16 @@ def _like(kept: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value.detach().clone()
     return found
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(_is_finite(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_finite(one) for one in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:

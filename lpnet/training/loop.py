@@ -6,7 +6,6 @@ on a batch (x, c), by the forward and the adjoint solver of the configuration, a
 Accuracies come from an exact, serial propagation, never from an inexact solve.
 """
 
-import math
 import time
 
 import numpy as np
@@ -25,6 +24,8 @@ from lpnet.training.keeper import Keeper
 from lpnet.training.objective import Objective, descent_of
 from lpnet.training.records import Log, Record, counted, diverged, is_told, solves
 from lpnet.training.state import State
+
+Batch = tuple[int, Tensor]
 
 
 def fit(
@@ -72,29 +73,53 @@ def fit(
 def _step(state: State, objective: Objective, log: Log) -> None:
     """The next step of the course; collective."""
     start = time.perf_counter()
-    net, data, course = state.net, state.data, state.course
+    net, course = state.net, state.course
     every, step = net.config.training.validate_every, course.done + 1
     note(net.trunk.comm, "step", step)
-    epoch, index = next(course.drawn)
-    record, progress = _evaluated(state, objective, epoch, index)
-    while not trouble.is_good(record):
-        trouble.answer(state, data.train_x[index], record | {"seconds": time.perf_counter() - start}, log)
-        record, progress = _evaluated(state, objective, epoch, index)
+    batch = next(course.drawn)
+    record, progress = _good(state, objective, batch, log, start)
     course.in_a_row = 0 if state.good.moved else course.in_a_row
     course.totals |= counted(course.totals, progress)
     if progress.diverged and is_told(course.totals["diverged_steps"]):
         log.warn(diverged(step, progress, course.totals["diverged_steps"]))
-    state.good.keep()
-    with phase(net.trunk.comm, "optimizer"), trouble.scaled(course.optimizer, course.factor):
-        state.descent.update()
-    course.done, course.converged = step, progress.converged
+    _update(state)
+    converged = _all_converged(net, progress)
+    record["seconds"] = time.perf_counter() - start
+    if converged or step == course.until:
+        record = _ended_well(state, objective, batch, record, log, start)
+    elif every and step % every == 0:
+        record |= evaluate(net, state.data)
+        _synchronize(net, step, log)
+    course.done, course.converged = step, converged
     if step < course.steps:  # a schedule is made for so many steps, and not one more
         course.schedule.step()
-    record["seconds"] = time.perf_counter() - start
-    if not course.rest or (every and step % every == 0):
-        record |= _validated(state, record, log)
     log.step(record)
     course.last = record
+
+
+def _good(state: State, objective: Objective, batch: Batch, log: Log, start: float) -> tuple[Record, Progress]:
+    """As `_evaluated`, with numbers that are finite on all ranks, whatever that takes; collective."""
+    net, again = state.net, False
+    record, progress = _evaluated(state, objective, *batch)
+    while bad := trouble.found(net.trunk.comm, record, "loss", "grad_norm"):
+        if again or not trouble.healed(net, bad, record, log):
+            record |= {"seconds": time.perf_counter() - start}
+            trouble.answer(state, bad, state.data.train_x[batch[1]], record, log)
+        again = True
+        record, progress = _evaluated(state, objective, *batch)
+    return record, progress
+
+
+def _update(state: State) -> None:
+    """Update the weights by the gradient that was found last; collective."""
+    state.good.keep()
+    with phase(state.net.trunk.comm, "optimizer"), trouble.scaled(state.course.optimizer, state.course.factor):
+        state.descent.update()
+
+
+def _all_converged(net: Network, progress: Progress) -> bool:
+    """Whether all ranks find that no more steps are needed; collective."""
+    return net.config.oneshot.tol is not None and not net.trunk.comm.agree(int(not progress.converged))
 
 
 def _evaluated(state: State, objective: Objective, epoch: int, index: Tensor) -> tuple[Record, Progress]:
@@ -110,17 +135,31 @@ def _evaluated(state: State, objective: Objective, epoch: int, index: Tensor) ->
     return record | solves(net, progress), progress
 
 
-def _validated(state: State, record: Record, log: Log) -> Record:
-    """Losses and accuracies behind a step; those behind the last step of a level must be finite. Collective."""
-    net, data = state.net, state.data
+def _ended_well(
+    state: State, objective: Objective, batch: Batch, record: Record, log: Log, start: float
+) -> Record:
+    """The record of the last step of a level, with losses and accuracies behind it; collective.
+
+    There is no next step to find that it led to numbers which are not finite: then it is done again from here.
+    """
+    net, data, again = state.net, state.data, False
     found = evaluate(net, data)
-    while not state.course.rest and not math.isfinite(found["train_loss"]):  # the second answer is to stop
-        trouble.answer(state, data.train_x, record | found, log)
+    while bad := trouble.found(net.trunk.comm, found, "train_loss"):
+        if again or not trouble.healed(net, bad, record | found, log):
+            trouble.answer(state, bad, data.train_x, record | found, log)
+            record, _ = _good(state, objective, batch, log, start)
+            _update(state)
+            record["seconds"] = time.perf_counter() - start
+        again = True
         found = evaluate(net, data)
+    _synchronize(net, record["step"], log)
+    return record | found
+
+
+def _synchronize(net: Network, step: int, log: Log) -> None:
+    """What all ranks have is that of rank 0, with a warning where it was not; collective."""
     if synchronize(net):
-        step = record["step"]
         log.warn(f"step {step}: opening layer or classifier differed between ranks; set to those of rank 0")
-    return found
 
 
 def _ended(course: Course) -> str:

@@ -9,7 +9,7 @@ Weights, optimizer and schedule are as `lpnet.checkpoint.states` has them. Besid
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -29,6 +29,9 @@ from lpnet.training import warm
 from lpnet.training.course import Course
 from lpnet.training.examples import Tensors
 from lpnet.training.good import Good
+from lpnet.training.objective import optimizer_of
+
+_GOOD = "good/optimizer"
 
 
 @dataclass
@@ -59,10 +62,7 @@ class State:
             else:
                 found.rows[path] = Rows(value)
         if self.good.whole:
-            kept = states.of_optimizer(cast(Any, self.good), net)
-            whole = {f"good/{name}": value for name, value in kept.whole.items()}
-            rows = {f"good/{name}": value for name, value in kept.rows.items()}
-            found |= Content({"good": kept.meta}, whole, rows)
+            found |= states.of_optimizer(course.optimizer, net, self.good, _GOOD)
         found.meta |= {"course": course.state(), "trunk": of_trunk(net.trunk), "method": of_method(self.descent)}
         found.meta["moved"] = self.good.moved
         return found | _generators() | (warm.content(net.trunk) if warm_states else Content())
@@ -79,13 +79,12 @@ class State:
             states.into_optimizer(stored, course.optimizer, net)
             states.into_schedule(stored, course.schedule)
             for path, p, value in self._good():
-                slab = slab_of(p)
-                value.copy_(stored.whole(path) if slab is None else stored.rows(path, slab.lo, slab.hi))
-            self.good.moved = stored.meta["moved"]
+                value.copy_(states.taken(stored, path, value, p))
+            self.good.moved = bool(stored.meta["moved"])
             if self.good.whole and "good" in stored.meta:
-                states.into_optimizer(cast(Any, _OfGood(stored)), cast(Any, self.good), net)
-            elif self.good.whole:  # the run was to stop until now: there is only what the optimizer had an update later
-                self.good.keep_optimizer()
+                states.for_optimizer(stored, course.optimizer, net, self.good, _GOOD)()
+            elif self.good.whole:
+                self._keep_optimizer()
             course.restore(stored.meta["course"], net, self.data)
             into_trunk(stored.meta["trunk"], net.trunk)
             into_method(stored.meta["method"], self.descent, self.data)
@@ -93,25 +92,18 @@ class State:
             if "warm" in stored.meta:
                 warm.restore(stored, net.trunk)
 
+    def _keep_optimizer(self) -> None:
+        """The run was to stop until now: there is only what the optimizer had an update later; collective.
+
+        Or nothing: where that has numbers which are not finite, no step from there would be any better.
+        """
+        self.good.keep_optimizer()
+        if self.net.trunk.comm.agree(int(not self.good.optimizer_is_finite())):
+            self.good.begin_optimizer(optimizer_of(self.net))
+
     def _good(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         for (name, p), value in zip(self.net.named_parameters(), self.good.weights, strict=True):
             yield f"good/{name.replace('.', '/')}", p, value
-
-
-class _OfGood:
-    """What a checkpoint has of `State.good`, as if it were all."""
-
-    def __init__(self, stored: Stored) -> None:
-        self._stored, self.meta, self.unusable = stored, stored.meta["good"], stored.unusable
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._stored.shape(f"good/{name}")
-
-    def whole(self, name: str) -> Tensor:
-        return self._stored.whole(f"good/{name}")
-
-    def rows(self, name: str, lo: int, hi: int) -> Tensor:
-        return self._stored.rows(f"good/{name}", lo, hi)
 
 
 # ---- trunks and methods --------------------------------------------------------------------------------------------

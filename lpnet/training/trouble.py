@@ -3,21 +3,27 @@
     stop        with the last good weights
     rollback    θ, s ← those before the last update, lr ← lr/2 for the rest of the run, and the step again from there
 
-A step is good as soon as loss and gradient at the weights that it led to are finite. At most `MOST` steps in a row may
-turn out not to be; the learning rate that a schedule sets is scaled around the update alone, so that no schedule knows.
+A step is good as soon as loss and gradient at the weights that it led to are finite, on all ranks. At most `MOST` steps
+in a row may turn out not to be; the learning rate that a schedule sets is scaled around the update alone, so that no
+schedule knows. What all ranks have, opening layer and classifier, may go wrong on some of them alone: then the others'
+takes its place, and nothing is taken back.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lpnet.errors import NonFiniteError
 from lpnet.finite import first_bad_layer
+from lpnet.launch import share
 from lpnet.network import Network
 from lpnet.phases import phase
+from lpnet.sharded import synchronize
+from lpnet.slab import Comm
 from lpnet.training.evaluation import CHUNK, predict
 from lpnet.training.records import Log, Record
 from lpnet.training.state import State
@@ -26,26 +32,52 @@ MOST = 10
 """Steps in a row that may lead to numbers which are not finite."""
 
 
-def is_good(record: Record) -> bool:
-    """Whether loss and gradient are finite."""
-    return math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
+def found(comm: Comm, record: Record, *keys: str) -> list[int]:
+    """The ranks on which the first of these numbers of a record that is not finite everywhere is not; collective.
+
+    All ranks decide by this, and so decide alike.
+    """
+    mine = np.array([[not math.isfinite(record[key]) for key in keys]], dtype=np.int64)
+    of_keys = (np.flatnonzero(column).tolist() for column in comm.allgather(mine, [1] * comm.size).T)
+    return next((ranks for ranks in of_keys if ranks), [])
 
 
-def answer(state: State, x: Tensor, record: Record, log: Log) -> None:
+def healed(net: Network, bad: Sequence[int], record: Record, log: Log) -> bool:
+    """Where only some ranks are bad, give them the opening layer and classifier of another one; whether it was so.
+
+    Collective.
+    """
+    comm = net.trunk.comm
+    if len(bad) in (0, comm.size):
+        return False
+    root = next(rank for rank in range(comm.size) if rank not in bad)
+    what = share(comm, _what(record) if comm.rank == bad[0] else "", bad[0])
+    synchronize(net, root)
+    log.warn(
+        f"step {record['step']}: {what} on {_ranks(bad)} alone: opening layer or classifier differed between ranks; "
+        f"set to those of rank {root}, and evaluated again"
+    )
+    return True
+
+
+def answer(state: State, bad: Sequence[int], x: Tensor, record: Record, log: Log) -> None:
     """Go back to the last good weights, and on with a smaller step, if the configuration says so; collective.
 
     Args:
         state: of the training.
+        bad: the ranks that have something not finite, see `found`; at least one.
         x: the batch.
-        record: of the step, in which something is not finite.
+        record: of the step.
         log: is told.
 
     Raises:
         NonFiniteError: the training stops, with these weights.
     """
-    net, course, good = state.net, state.course, state.good
-    with phase(net.trunk.comm, "search for what is not finite"):
-        said = f"step {record['step']}: {_what(record)}: {whereabouts(net, x)}"
+    net, course, good, comm = state.net, state.course, state.good, state.net.trunk.comm
+    what = share(comm, _what(record) if comm.rank == bad[0] else "", bad[0])
+    alone = f" on {_ranks(bad)} alone" if len(bad) < comm.size else ""
+    with phase(comm, "search for what is not finite"):
+        said = f"step {record['step']}: {what}{alone}: {whereabouts(net, x)}"
     could, wanted = good.moved and course.in_a_row < MOST, net.config.training.on_nan == "rollback"
     good.back()
     if not (could and wanted):
@@ -74,6 +106,10 @@ def _what(record: Record) -> str:
         if not math.isfinite(record[key]):
             return f"the {name} is {record[key]}"
     raise AssertionError("everything is finite")
+
+
+def _ranks(bad: Sequence[int]) -> str:
+    return f"rank{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}"
 
 
 def _stopped(record: Record, in_a_row: int, could: bool) -> str:
