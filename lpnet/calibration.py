@@ -119,7 +119,7 @@ class Timed:
             gradient=trunk.gradient,
             store=trunk.store,
         )
-        own.load_state_dict({name: value[rows.to(value.device)] for name, value in weights.items()})
+        own.load_state_dict(own.state_dict() | {name: value[rows.to(value.device)] for name, value in weights.items()})
         own._watch = Watch(told=True, undone=True)
         self.trunk, self.batch = own.train(trunk.training), batch.detach()
         self.clock = processor_time(batch.device)

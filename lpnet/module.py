@@ -44,7 +44,8 @@ class LayerParallel(Rows):
     """N layers y_{j+1} = Φ_j(y_j) of one dynamics, in parallel over the layers.
 
     Args:
-        dynamics: one layer, `nn.Module` with ``forward(y) -> dy/dt`` (a `lpnet.dynamics` class or your own).
+        dynamics: one layer, `nn.Module` with ``forward(y) -> dy/dt`` (a `lpnet.dynamics` class or your own). A copy of
+            it as it is now is what all layers evaluate, each with weights of its own and all with its buffers.
         layers: N.
         T: final time; the layer step is h = T/N.
         stepper: `steppers.Euler()` by default.
@@ -129,12 +130,11 @@ class LayerParallel(Rows):
         self._calls, self._watch = 0, Watch()
         self._names: list[str] = []
         self._add_weights(init)
+        self._stack.share_buffers(self)
         self.register_load_state_dict_post_hook(_retag)
 
     def _add_weights(self, init: str) -> None:
-        if init == "constant" and not self._stack.fast:
-            for parameter in self._stack.module.parameters():
-                self.comm.bcast_(parameter.data, 0)
+        self._stack.agree(self.comm)
         one = dict(self._stack.module.named_parameters())
         for name, value in self._stack.initial(init, self.seed, self.grid.rows).items():
             parameter = nn.Parameter(value, requires_grad=one[name].requires_grad)
@@ -235,10 +235,12 @@ class LayerParallel(Rows):
     def gather_state_dict(self) -> dict[str, Tensor]:
         """The weights of all layers, name -> (N, ...), or the control points, on every rank; collective.
 
-        Like `state_dict` it notes in its ``_metadata`` which of the two, so that no other grid takes it for its own; a
-        plain dict of the same tensors does not say.
+        Buffers of a user's layer, which all layers share, are with them as they are. Like `state_dict` it notes in its
+        ``_metadata`` which of the two, so that no other grid takes it for its own; a plain dict of the same tensors
+        does not say.
         """
         whole: OrderedDict[str, Tensor] = OrderedDict((n, self.grid.gather(p)) for n, p in self.theta.items())
+        whole.update((name, b.clone()) for name, b in self.state_dict().items() if name not in whole)
         noted = note(self.grid, range(self.grid.count))
         whole._metadata = {"": {"version": self._version, **noted}}  # type: ignore[attr-defined]
         return whole

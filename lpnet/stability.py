@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lpnet.activations import ACTIVATIONS
-from lpnet.dynamics import Dynamics
+from lpnet.dynamics import Dynamics, described
 from lpnet.errors import warn
 from lpnet.slab import Slab
 from lpnet.steppers import Mix, Stepper
@@ -221,7 +221,7 @@ def outlook(
         slab: the layers of all ranks.
         norm: `norms`, or `frobenius`, which is quicker and sees things too black.
     """
-    if not isinstance(dynamics, Dynamics):
+    if not described(dynamics):
         return None
     damping, most = h * ACTIVATIONS[dynamics.activation].slope * getattr(dynamics, "gamma", 0.0), math.inf
     if damping > 0:

@@ -1,6 +1,7 @@
 """One layer's module as a stack of layers: initial weights, fields, and gradients of the stacked weights."""
 
 import copy
+import itertools
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lpnet.dense_field import DenseField
-from lpnet.dynamics import Dynamics
+from lpnet.dynamics import Dynamics, described
 from lpnet.errors import InputError
 from lpnet.fields import DenseWeights, Field
 from lpnet.module_field import ModuleField
 from lpnet.pool import Pool
+from lpnet.slab import Comm
 from lpnet.steppers import REGISTRY as STEPPERS
 from lpnet.steppers import Stepper, check_layer
+from lpnet.weights import TAKEN
 
 Weights = dict[str, Tensor]
 
@@ -73,10 +76,43 @@ class Stack:
         _check(module, stepper)
         self.module = copy.deepcopy(module)
         self.terms = stepper.terms
-        self.fast = isinstance(module, Dynamics)
+        self._described = self.module if described(self.module) else None
         self._call = Call(self.module)
         self._random: dict[bool, bool] = {}
         self.pool = Pool()
+
+    @property
+    def fast(self) -> bool:
+        """Whether layers are evaluated by the weights of `Dynamics.dense`; else by calls of the module."""
+        return self._described is not None
+
+    def agree(self, comm: Comm) -> None:
+        """Give the weights and buffers of a user's module those of rank 0; collective."""
+        for part in self.module.modules():
+            for name, b in part._buffers.items():
+                part._buffers[name] = None if b is None else b.contiguous()  # to be written into
+        weights = () if self.fast else self.module.parameters()
+        for t in itertools.chain(weights, self.module.buffers()):
+            comm.bcast_(t.data, 0)
+
+    def share_buffers(self, trunk: nn.Module) -> None:
+        """Let a trunk have the buffers of the module, under their paths in it, as its own.
+
+        Both hold the same dictionaries, so that whatever is loaded, moved or assigned is what is evaluated.
+
+        Raises:
+            InputError: the name is that of something else.
+        """
+        for path, part in self.module.named_modules():
+            if not part._buffers:
+                continue
+            owner = trunk
+            for name in filter(None, path.split(".")):
+                owner = _child(owner, name)
+            for name in part._buffers:
+                if hasattr(owner, name):
+                    raise InputError(f"dynamics: a buffer named {name!r} given, {TAKEN}")
+            owner._buffers, owner._non_persistent_buffers_set = part._buffers, part._non_persistent_buffers_set
 
     def _evaluate(self, training: bool, theta: Weights, term: str, y: Tensor) -> Tensor:
         """f(y) with the weights of one layer, in the mode of the forward pass (an adjoint may come after a switch)."""
@@ -89,20 +125,20 @@ class Stack:
     ) -> dict[str, Field]:
         """Fields of these stacked weights, for so many examples at once; memory is lent by the pool of this stack."""
         theta = {name: value.detach() for name, value in theta.items()}
-        if isinstance(self.module, Dynamics):
-            dense, activation = self.module.dense(theta), self.module.activation
+        if self._described is not None:
+            dense, activation = self._described.dense(theta), self._described.activation
             return {term: DenseField(w, activation, self.pool, batch) for term, w in dense.items()}
         evaluate = partial(self._evaluate, self.module.training)
         return {term: ModuleField(theta, evaluate, term, seeds) for term in self.terms}
 
     def gradients(self, theta: Weights, fields: dict[str, Field]) -> list[Tensor]:
         """Gradients of the stacked weights from those that the fields have collected."""
-        if not isinstance(self.module, Dynamics):
+        if self._described is None:
             each = [field.grads() for field in fields.values()]
             return [torch.stack(grads).sum(0) for grads in zip(*each, strict=True)]
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-            dense = self.module.dense(leaves)
+            dense = self._described.dense(leaves)
         made = [t for term in fields for t in dense[term].tensors]
         bars = [grad for field in fields.values() for grad in field.grads()]
         own = {id(t): bar for t, bar in zip(made, bars, strict=True)}
@@ -115,9 +151,9 @@ class Stack:
 
     def directions(self, theta: Weights, delta: Weights) -> dict[str, Any]:
         """The change of each term's weights, as its field holds them, for the change `delta` of the stacked weights."""
-        if not isinstance(self.module, Dynamics):
+        if self._described is None:
             return dict.fromkeys(self.terms, delta)
-        dense = self.module.dense
+        dense = self._described.dense
 
         def tensors(theta: Weights) -> dict[str, tuple[Tensor, ...]]:
             return {term: w.tensors for term, w in dense(theta).items()}
@@ -128,34 +164,17 @@ class Stack:
     def initial(self, init: str, seed: int, layers: range) -> Weights:
         """Stacked weights of some layers, equal in all layers ("constant") or drawn from (seed, layer) ("random").
 
-        Constant weights of a user's module are its own; random ones come from its ``reset_parameters``.
+        Constant weights of a user's module are its own; random ones come from its ``reset_parameters``. See `start`.
         """
-        draw = self._draw_built_in if self.fast else self._draw_user
-        own = {name: p.detach() for name, p in self.module.named_parameters()}
+        own = _own(self.module)
         if init == "constant":
-            one = draw(seed, 0) if self.fast else own
+            one = start(self.module, seed)
             return {name: one[name].to(p).expand(len(layers), *p.shape).clone() for name, p in own.items()}
-        drawn = [draw(seed, layer) for layer in layers]
+        drawn = [start(self.module, seed, layer) for layer in layers]
         return {
             name: torch.stack([d[name].to(p) for d in drawn]) if drawn else p.new_empty(0, *p.shape)
             for name, p in own.items()
         }
-
-    def _draw_built_in(self, seed: int, layer: int) -> Weights:
-        assert isinstance(self.module, Dynamics)
-        return self.module.draw(generator(seed, layer))
-
-    def _draw_user(self, seed: int, layer: int) -> Weights:
-        module = copy.deepcopy(self.module)
-        found = [getattr(m, "reset_parameters", None) for m in module.modules()]
-        resets = [reset for reset in found if callable(reset)]
-        if not resets:
-            raise InputError('init: "random" given, but the dynamics has no reset_parameters(); "constant" allowed')
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, layer))
-            for reset in resets:
-                reset()
-        return {name: p.detach() for name, p in module.named_parameters()}
 
     def check_input(self, y: Tensor) -> None:
         """Raise `InputError` for an input that does not fit, or a module that changes shape or buffers."""
@@ -166,8 +185,9 @@ class Stack:
         own = next(self.module.parameters(), None)
         if own is not None and y.dtype != own.dtype:
             raise InputError(f"input: dtype {y.dtype} given, {own.dtype} (that of the trunk) needed")
-        if isinstance(self.module, Dynamics) and (y.ndim != 2 or y.shape[1] != self.module.width):
-            raise InputError(f"input: shape {tuple(y.shape)} given, (batch, {self.module.width}) needed")
+        one = self._described
+        if one is not None and (y.ndim != 2 or y.shape[1] != one.width):
+            raise InputError(f"input: shape {tuple(y.shape)} given, (batch, {one.width}) needed")
 
     def is_random(self, y: Tensor) -> bool:
         """Whether evaluations of the module in its present mode draw random numbers; checks what it does as well."""
@@ -197,6 +217,55 @@ class Stack:
         if any(not torch.equal(a, b) for a, b in zip(before, self.module.buffers(), strict=True)):
             raise InputError("dynamics: buffers given that change when it is evaluated, only fixed ones are allowed")
         return drew
+
+
+def _child(owner: nn.Module, name: str) -> nn.Module:
+    """A part of a trunk, made if there is none."""
+    if name not in owner._modules:
+        if hasattr(owner, name):
+            raise InputError(f"dynamics: a part named {name!r} given, {TAKEN}")
+        owner.add_module(name, nn.Module())
+    return owner.get_submodule(name)
+
+
+def start(module: nn.Module, seed: int, layer: int | None = None) -> Weights:
+    """Weights from which a layer starts, drawn from (seed, layer); without a layer those from which all start.
+
+    Built-in dynamics draw them (`Dynamics.draw`). A user's module has its own, or those of its ``reset_parameters``. A
+    subclass of built-in dynamics that is treated as a user's module draws those of its own weights that are all zero,
+    as the built-in ones leave them, unless its ``draw`` is its own.
+    """
+    if not isinstance(module, Dynamics):
+        return _own(module) if layer is None else _reset(module, seed, layer)
+    drawn = module.draw(generator(seed, layer or 0))
+    if described(module) or type(module).draw is not Dynamics.draw:
+        return _own(module) | drawn
+    own = _own(module) if layer is None or not _resets(module) else _reset(module, seed, layer)
+    return {name: p if p.any() or not _is_at_top(name) else drawn[name] for name, p in own.items()}
+
+
+def _is_at_top(name: str) -> bool:
+    return "." not in name or name.startswith("parametrizations.")
+
+
+def _own(module: nn.Module) -> Weights:
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def _resets(module: nn.Module) -> list[Any]:
+    found = [getattr(m, "reset_parameters", None) for m in module.modules()]
+    return [reset for reset in found if callable(reset)]
+
+
+def _reset(module: nn.Module, seed: int, layer: int) -> Weights:
+    module = copy.deepcopy(module)
+    if not (resets := _resets(module)):
+        raise InputError('init: "random" given, but the dynamics has no reset_parameters(); "constant" allowed')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, layer))
+        for reset in resets:
+            reset()
+    return _own(module)
 
 
 def _random_state(devices: list[torch.device]) -> list[Tensor]:

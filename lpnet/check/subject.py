@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpnet.dynamics import Dynamics
+from lpnet.dynamics import Dynamics, described
 from lpnet.errors import InputError
-from lpnet.stack import Call, generator, terms_of
+from lpnet.stack import Call, generator, start, terms_of
 
 Weights = dict[str, Tensor]
 
@@ -44,7 +44,7 @@ class Subject:
 
     def normal(self, *shape: int) -> Tensor:
         """The next normal numbers."""
-        return torch.randn(*shape, generator=self._source, dtype=torch.float64)
+        return torch.randn(shape, generator=self._source, dtype=torch.float64)
 
     @property
     def size(self) -> int:
@@ -74,10 +74,12 @@ class Subject:
 
 
 def _start(module: nn.Module, seed: int) -> None:
-    if isinstance(module, Dynamics) and not any(bool(p.any()) for p in module.parameters()):
-        with torch.no_grad():
-            for name, value in module.draw(generator(seed, 0)).items():
-                module.get_parameter(name).copy_(value)
+    given = any(bool(p.any()) for p in module.parameters())
+    if not isinstance(module, Dynamics) or (given and described(module)):
+        return
+    with torch.no_grad():
+        for name, value in start(module, seed).items():
+            module.get_parameter(name).copy_(value)
 
 
 def _features(module: nn.Module, given: Any) -> tuple[int, ...]:

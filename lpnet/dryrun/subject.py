@@ -12,7 +12,7 @@ from torch import Tensor
 from lpnet.controls import Controls
 from lpnet.cost import slab_unit
 from lpnet.dense_field import is_packed
-from lpnet.dynamics import Dynamics
+from lpnet.dynamics import described
 from lpnet.how import Store
 from lpnet.module import LayerParallel
 from lpnet.options import MGRIT, SolverOptions
@@ -171,7 +171,7 @@ def shape_of(options: SolverOptions) -> MGRIT:
 
 def _terms(trunk: LayerParallel, batch: int, features: int) -> list[tuple[str, Term]]:
     module = trunk._stack.module
-    if not isinstance(module, Dynamics):  # whose tape is f itself, one for each term
+    if not described(module):  # whose tape is f itself, one for each term
         size = sum(p[:1].numel() for p in trunk.theta.values())
         return [(name, Term(size, features, size, False)) for name in trunk.stepper.terms]
     theta = {name: p.detach()[:1] for name, p in trunk.theta.items()}

@@ -1,6 +1,6 @@
 """Dynamics: what one layer computes. A new built-in one is one class, added to `REGISTRY`; tests run over it."""
 
-from lpnet.dynamics.base import Dynamics
+from lpnet.dynamics.base import Dynamics, described
 from lpnet.dynamics.dense import Antisymmetric, Dense, TwoLayer
 from lpnet.dynamics.hamiltonian import Hamiltonian
 from lpnet.dynamics.symmetric import DoubleSymmetric, SecondOrder
@@ -23,4 +23,5 @@ __all__ = [
     "Hamiltonian",
     "SecondOrder",
     "TwoLayer",
+    "described",
 ]

@@ -5,16 +5,22 @@ built-in ones also say how they are written as ± C σ(M y + b), which gives the
 """
 
 import math
-from typing import ClassVar, Literal
+from itertools import takewhile
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lpnet.activations import ACTIVATIONS
 from lpnet.errors import InputError
 from lpnet.fields import DenseWeights
 
 Spectrum = Literal["any", "imaginary", "real"]
+
+_TERMS = {"forward", "kick", "drift", "terms", "sigma", "_matrix", "_matrices", "_descent", "__call__", "_call_impl"}
+_WEIGHTS = {"K", "K1", "K2", "b"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Dynamics(nn.Module):
@@ -47,7 +53,7 @@ class Dynamics(nn.Module):
         found = {}
         for name, parameter in self.named_parameters():
             shape = parameter.shape
-            normal = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
+            normal = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1] if shape else 1)
             found[name] = normal if len(shape) > 1 else torch.zeros(shape, dtype=torch.float64)
         return found
 
@@ -57,6 +63,29 @@ class Dynamics(nn.Module):
 
     def extra_repr(self) -> str:
         return f"width={self.width}, activation={self.activation!r}"
+
+
+def described(module: nn.Module) -> TypeGuard[Dynamics]:
+    """Whether `dense` and the name of the activation say what a module computes: built-in dynamics as they are.
+
+    Not so where a subclass, or the object, has other methods than those that `dense` was written for, or weights that
+    are no parameters of their own; nor with hooks or parametrizations. Such a module is one of the user's.
+    """
+    if not isinstance(module, Dynamics) or type(module).dense is Dynamics.dense:
+        return False
+    parameters = module._parameters
+    changed = {*vars(module), *module._buffers, *module._modules, *(n for n, p in parameters.items() if p is None)}
+    for kind in takewhile(_is_undescribed, type(module).__mro__):
+        changed.update(vars(kind))
+    if changed & (_TERMS | _WEIGHTS) or type(module).sigma is not Dynamics.sigma:
+        return False
+    tied = len({id(p) for p in parameters.values()}) < len(parameters)
+    return not tied and not any(is_parametrized(m) or any(getattr(m, h) for h in _HOOKS) for m in module.modules())
+
+
+def _is_undescribed(kind: type[Any]) -> bool:
+    """Whether a class takes its `dense` from a class before it."""
+    return "dense" not in vars(kind) and not kind.__module__.startswith("lpnet.dynamics.")
 
 
 def check_whole(key: str, given: object) -> None:
