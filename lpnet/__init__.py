@@ -6,7 +6,7 @@ Importing lpnet initialises no MPI; the first `LayerParallel` under an MPI launc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpnet import checkpoint, dynamics, multilevel, optim, regularizers, steppers, trace, uncaught
+from lpnet import checkpoint, dynamics, launch, multilevel, optim, regularizers, steppers, trace, uncaught
 from lpnet.check import CheckReport, check
 from lpnet.control import Adaptive
 from lpnet.controls import Controls
@@ -20,7 +20,7 @@ from lpnet.residuals import Info
 from lpnet.sharded import clip_grad_norm_, exact, grad_norm, synchronize
 from lpnet.version import __version__
 
-uncaught.install()
+uncaught.install(launch.BAD_INPUT, launch.FAILED)
 
 if TYPE_CHECKING:
     from lpnet.network import Network

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lpnet import cores, slab
+from lpnet import cores, folders, launch, outputs, slab
 from lpnet.arguments import Parser
 from lpnet.errors import InputError
 from lpnet.version import __version__
@@ -127,22 +127,31 @@ def _rank() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the facts on rank 0; the exit code: 0, or 2 for an unknown argument."""
+    """Print the facts on rank 0; the exit code: 0, 2 for an unknown argument, 4 if they cannot be written."""
     try:
         options = _parse(arguments)
     except InputError as error:
-        if _rank() == 0:
-            print(f"lpnet.info: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), launch.BAD_INPUT)
     if options.version:
         text = f"lpnet {__version__}"
     else:
         facts = collect()
         text = json.dumps(facts, indent=2) if options.json else as_text(facts)
+    try:
+        if _rank() == 0:
+            outputs.tell(text)
+    except OSError as error:
+        return _fail(f"standard output cannot be written ({folders.reason(error)})", launch.UNWRITABLE)
+    return launch.DONE
+
+
+def _fail(why: str, code: int) -> int:
+    """Rank 0 says why; the exit code."""
     if _rank() == 0:
-        print(text)
-    return 0
+        with outputs.lenient():
+            print(f"lpnet.info: error: {why}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.command(main)

@@ -1,4 +1,4 @@
-"""How a command ends: the one place that maps outcomes to exit codes, for all ranks alike.
+"""How a command ends: the one place that names exit codes and maps outcomes to them, for all ranks alike.
 
 | outcome | exit code | who speaks |
 |---|---|---|
@@ -6,13 +6,15 @@
 | `Answer`: help or the like was asked for | 0 | rank 0, on standard output |
 | `InputError`, raised on all ranks | 2 | rank 0, one line |
 | `NonFiniteError` | 3 | rank 0, one line |
-| `OutputError` | 4 | rank 0, one line |
+| `OutputError`, or an answer that standard output does not take | 4 | rank 0, one line |
 | stalled (see `lpnet.watchdog`) | 5 | rank 0: where each rank is |
 | `Stopped`: a signal came, a checkpoint was written | 75 | rank 0, one line |
 | interrupted | 130 | rank 0, one line |
 | any other exception, on any rank | 1 | each rank on which it happened: the traceback, with the rank |
 
-The launcher may have ended by itself: then each rank says so and ends with 1 (see `lpnet.orphan`).
+The launcher may have ended by itself: then each rank says so and ends with 1 (see `lpnet.orphan`). In a script of a
+user, `lpnet.uncaught` ends the process with 2 or 1 in the same cases. A message that standard output or error does not
+take is lost, and changes no code (see `lpnet.outputs`).
 
 Where a rank may find fault alone (a file that only its machine cannot read), the work stands in
 ``with together(comm)``, which raises the error on all ranks. An error that one rank raises anywhere else ends all ranks
@@ -23,13 +25,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 
-from lpnet import folders, orphan, signals, slab, uncaught
+from lpnet import folders, orphan, outputs, signals, slab, uncaught
 from lpnet.errors import InputError, NonFiniteError, OutputError, Stopped, utf8
 from lpnet.slab import Comm
 
@@ -81,19 +84,29 @@ def share(comm: Comm, text: str, root: int = 0) -> str:
     return bytes(comm.bcast_(row, root).numpy()).decode(errors="surrogateescape") if length else ""
 
 
-def run(name: str, job: Callable[[Comm], None], heeds: bool = False) -> int:
+def command(main: Callable[[], int]) -> NoReturn:
+    """Do what a command does, and end the process with its exit code, which nothing changes any more.
+
+    For ``if __name__ == "__main__"`` alone: in a longer lived process signals and streams are its own.
+    """
+    signals.ends_process()
+    code = main()
+    outputs.settle()
+    sys.exit(code)
+
+
+def run(name: str, job: Callable[[Comm], None]) -> int:
     """Do a job on all ranks.
 
     Args:
         name: of the command, for its messages.
-        job: what to do; called with all ranks.
-        heeds: whether the job looks at `signals.wanted` and stops in good order; others end where a signal finds them.
+        job: what to do; called with all ranks. A signal ends it where it finds it, but within `signals.heeded`.
 
     Returns:
         The exit code (see the table above).
     """
     orphan.guard(name, FAILED)
-    with signals.heeded() if heeds else nullcontext(), _warnings_of(name):
+    with outputs.lenient(), _warnings_of(name):
         try:
             comm = slab.world()
         except InputError as error:
@@ -117,9 +130,7 @@ def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
     try:
         job(comm)
     except Answer as answer:
-        if comm.rank == 0:
-            sys.stdout.write(f"{utf8(str(answer)).rstrip()}\n")
-        return DONE
+        return _answer(name, comm, utf8(str(answer)).rstrip())
     except _Agreed as error:
         return _say(comm, f"{name}: error: {error}", BAD_INPUT)
     except InputError as error:
@@ -135,6 +146,16 @@ def _outcome(name: str, comm: Comm, job: Callable[[Comm], None]) -> int:
     except Exception:
         where = f"[rank {comm.rank} of {comm.size}] " if comm.size > 1 else ""
         return _end(comm, f"{where}{traceback.format_exc()}", FAILED)
+    return DONE
+
+
+def _answer(name: str, comm: Comm, text: str) -> int:
+    """Rank 0 prints it."""
+    try:
+        if comm.rank == 0:
+            outputs.tell(text)
+    except OSError as error:
+        return _say(comm, f"{name}: error: standard output cannot be written ({folders.reason(error)})", UNWRITABLE)
     return DONE
 
 

@@ -11,6 +11,13 @@ from contextlib import contextmanager
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 _came = 0
+_ends = False
+
+
+def ends_process() -> None:
+    """Say that this process ends behind what heeds signals: from there on they are ignored."""
+    global _ends
+    _ends = True
 
 
 def wanted() -> int:
@@ -20,7 +27,11 @@ def wanted() -> int:
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Inside, these signals do nothing but set the flag; handlers can be set in the main thread only, else none are."""
+    """Inside, these signals do nothing but set the flag; handlers can be set in the main thread only, else none are.
+
+    Behind it they do what they did before. If the process then ends they are ignored instead: it takes MPI and Python
+    seconds, in which launchers pass a signal on once more, which would have its own exit code.
+    """
     global _came
     _came = 0
     if threading.current_thread() is not threading.main_thread():
@@ -31,7 +42,8 @@ def heeded() -> Iterator[None]:
         yield
     finally:
         for one, handler in zip(STOPPING, before, strict=True):
-            signal.signal(one, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
+            again = signal.SIG_DFL if handler is None else handler  # None: not one of Python's
+            signal.signal(one, signal.SIG_IGN if _ends else again)
         _came = 0
 
 

@@ -52,7 +52,7 @@ NAME = "lpnet.train"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the arguments say (those of the process, if None); the exit code. Collective."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return launch.run(NAME, lambda comm: job(comm, given), heeds=True)
+    return launch.run(NAME, lambda comm: job(comm, given))
 
 
 def job(comm: Comm, arguments: Sequence[str]) -> None:
@@ -87,7 +87,8 @@ def begin(comm: Comm, arguments: Sequence[str], start: float) -> None:
         if config.solver.auto:
             config, found = planned(net, Tensors.of(dataset, net.classifier.weight))
             net = build(config, examples_of(dataset), comm, device, first)
-        Run(comm, folder, config, dataset, net, start).do(found)
+        with signals.heeded():
+            Run(comm, folder, config, dataset, net, start).do(found)
 
 
 def go_on(comm: Comm, asked: Resume, start: float) -> None:
@@ -100,7 +101,8 @@ def go_on(comm: Comm, asked: Resume, start: float) -> None:
         with watchdog.watching(comm, NAME, found.config.run.stall):
             device, config = set_up(found.config, comm)
             net = build(config, examples_of(dataset), comm, device, found.layers)
-            Run(comm, folder, config, dataset, net, start, found).do()
+            with signals.heeded():
+                Run(comm, folder, config, dataset, net, start, found).do()
 
 
 class Run:
@@ -307,4 +309,4 @@ def _solvers(net: Network) -> tuple[SolverOptions, SolverOptions]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.command(main)

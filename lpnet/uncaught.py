@@ -1,8 +1,8 @@
 """What happens to an exception that nobody catches, in a user's own script as in lpnet's commands.
 
-An `InputError` becomes one line with the place in the user's code, and exit code 2: from rank 0 alone if all ranks have
-it. Any other exception keeps its traceback, headed by the rank, and ends all ranks, which would wait for this one for
-ever. Interactive sessions keep Python's own reports.
+An `InputError` becomes one line with the place in the user's code: from rank 0 alone if all ranks have it. Any other
+exception keeps its traceback, headed by the rank, and ends all ranks, which would wait for this one for ever.
+Interactive sessions keep Python's own reports. The exit codes are those of `lpnet.launch`.
 """
 
 import sys
@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from lpnet import slab
+from lpnet import outputs, slab
 from lpnet.errors import InputError
 from lpnet.slab import Comm
 
@@ -30,20 +30,30 @@ def end(comm: Comm, message: str, code: int) -> int:
     return code
 
 
-def install() -> None:
-    """Put this in front of Python's report of exceptions that nobody catches."""
+def install(bad_input: int, failed: int) -> None:
+    """Put this in front of Python's report of exceptions that nobody catches.
+
+    Args:
+        bad_input: exit code for an `InputError`.
+        failed: for all others.
+    """
     report = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, InputError) and not hasattr(sys, "ps1"):
-            raise SystemExit(end(_ranks(), f"lpnet: error: {error}{_place(trace)}", 2))
+            with outputs.lenient():
+                code = end(_ranks(), f"lpnet: error: {error}{_place(trace)}", bad_input)
+            outputs.settle()
+            raise SystemExit(code)
         comm = slab.started()
-        if comm.size > 1:
-            sys.stderr.write(f"lpnet: rank {comm.rank} of {comm.size} failed:\n")
-        report(kind, error, trace)
-        if comm.size > 1:
-            sys.stderr.flush()
-            comm.abort(1)
+        with outputs.lenient():
+            if comm.size > 1:
+                sys.stderr.write(f"lpnet: rank {comm.rank} of {comm.size} failed:\n")
+            report(kind, error, trace)
+            if comm.size > 1:
+                sys.stderr.flush()
+                comm.abort(failed)
+        outputs.settle()
 
     sys.excepthook = hook
 

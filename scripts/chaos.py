@@ -36,8 +36,9 @@ from typing import Any
 
 from remains import Folder, difference
 from strikes import VALIDATE, Blow, Strike, plan, promised
-from victims import Broken, Disk, Job, send
+from victims import Broken, Disk, Job, options, send
 
+from lpnet.arguments import Parser, above_0, whole
 from lpnet.checkpoint.file import read
 from lpnet.errors import InputError
 from lpnet.folders import write_text
@@ -239,25 +240,18 @@ def undisturbed(args: argparse.Namespace, path: Path) -> Reference:
 
 def given(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="strikes (50)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    parser.add_argument("--steps", type=int, default=400, help="of the run (400)")
-    parser.add_argument("--ranks", type=int, default=3, help="of the undisturbed run, and when the run begins (3)")
-    parser.add_argument("--resume-ranks", type=int, nargs=2, default=(1, 5), metavar=("LEAST", "MOST"))
-    parser.add_argument("--limit", type=float, default=10.0, help="seconds within which a struck job ends (10)")
+    parser = Parser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=whole(1), default=50, help="strikes (50)")
+    parser.add_argument("--seed", type=whole(), default=0, help="of all that is random (0)")
+    parser.add_argument("--steps", type=whole(2 * VALIDATE), default=400, help="of the run (400)")
+    parser.add_argument("--ranks", type=whole(1), default=3, help="of the undisturbed run, and when the run begins (3)")
+    parser.add_argument("--resume-ranks", type=whole(1), nargs=2, default=(1, 5), metavar=("LEAST", "MOST"))
+    parser.add_argument("--limit", type=above_0(), default=10.0, help="seconds within which a struck job ends (10)")
     parser.add_argument("--json", help="a file for what happened")
-    args, args.more = parser.parse_known_args(arguments)
+    args = options(parser, arguments)
     lowest, highest = args.resume_ranks
-    for key, value, ok, allowed in (
-        ("--kills", args.kills, args.kills >= 1, "at least 1"),
-        ("--steps", args.steps, args.steps >= 2 * VALIDATE, f"at least {2 * VALIDATE}"),
-        ("--ranks", args.ranks, args.ranks >= 1, "at least 1"),
-        ("--resume-ranks", f"{lowest} {highest}", 1 <= lowest <= highest, "two counts from 1 on in order"),
-        ("--limit", args.limit, args.limit > 0, "above 0"),
-    ):
-        if not ok:
-            raise InputError(f"{key}: {value} given, {allowed} allowed")
+    if lowest > highest:
+        raise InputError(f"--resume-ranks: {lowest} {highest} given, two counts in order allowed")
     return args
 
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How the scripts launch ranks; sourced by train.sh and test.sh, after which the current directory is unchanged.
+# How ranks are launched; sourced by the scripts beside it and by slurm/job.sh. The current directory stays as it is.
 #
 #   LPNET_MPI=system   use the machine's own mpirun (first on PATH) instead of the one in .venv
 #   LPNET_RANKS=P      number of ranks; default: the cores that this process may use

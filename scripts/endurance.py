@@ -30,8 +30,9 @@ from pathlib import Path
 
 import numpy as np
 from remains import Folder
-from victims import Broken, Job
+from victims import Broken, Job, options
 
+from lpnet.arguments import Parser, whole
 from lpnet.errors import InputError
 from lpnet.folders import write_text
 from lpnet.launch import BAD_INPUT
@@ -178,22 +179,13 @@ def overhead(args: argparse.Namespace, folder: Path) -> dict[int, list[Cost]]:
 
 def given(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=10000, help="of a long run (10000)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (1 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="of paired runs (3)")
-    parser.add_argument("--paired", type=int, default=2000, help="steps of paired runs (2000)")
+    parser = Parser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=whole(2 * SETTLED), default=10000, help="of a long run (10000)")
+    parser.add_argument("--ranks", type=whole(1), nargs="+", default=[1, 2], help="numbers of ranks (1 2)")
+    parser.add_argument("--rounds", type=whole(), default=3, help="of paired runs (3)")
+    parser.add_argument("--paired", type=whole(100), default=2000, help="steps of paired runs (2000)")
     parser.add_argument("--json", help="a file for what was found")
-    args, args.more = parser.parse_known_args(arguments)
-    for key, value, least in (
-        ("--steps", args.steps, 2 * SETTLED),
-        ("--ranks", min(args.ranks), 1),
-        ("--rounds", args.rounds, 0),
-        ("--paired", args.paired, 100),
-    ):
-        if value < least:
-            raise InputError(f"{key}: {value} given, at least {least} allowed")
-    return args
+    return options(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lpnet.checkpoint.store import FOLDER
+from lpnet.checkpoint.store import FOLDER, Checkpoints, steps
 from lpnet.folders import PART
 from lpnet.rundir import METRICS, MODEL, SUMMARY
+from lpnet.slab import Comm
 
 UNLIKE = {"seconds", "wall_s", "ranks", "resumed"}
 """What differs between equal runs."""
@@ -47,8 +48,11 @@ class Folder:
 
     def checkpoints(self) -> dict[int, Path]:
         """Files by their steps, oldest first."""
-        paths = sorted((self.path / FOLDER).glob("step-*.h5"))
-        return {int(path.stem.partition("-")[2]): path for path in paths}
+        store = Checkpoints(Comm(), self.path / FOLDER, keep=1)
+        try:
+            return {step: store.path(step) for step in steps(store.folder)}
+        except FileNotFoundError:  # there is no folder yet
+            return {}
 
     def writes(self) -> bool:
         """Whether a checkpoint is being written."""

@@ -17,7 +17,6 @@ install_slurm() {
     if ((${#missing[@]} == 0)); then return; fi
     type -P apt-get >/dev/null || die "no ${missing[*]} on PATH, and no apt-get to install slurm-wlm and munge with" 3
     echo "installing slurm-wlm and munge (missing: ${missing[*]})" >&2
-    # RUNLEVEL: the packages are not to start services of their own.
     { apt-get install -y -q --no-install-recommends slurm-wlm munge ||
         { apt-get update -q && apt-get install -y -q --no-install-recommends slurm-wlm munge; }; } \
         > >(tail -n 5 >&2) 2>&1 </dev/null || die "apt-get could not install slurm-wlm and munge" 3

@@ -101,6 +101,6 @@ def promised(kind: str, stepping: bool, done: bool) -> set[int]:
     killed = set(range(-64, 256)) - {DONE, BAD_INPUT, NON_FINITE, UNWRITABLE, STALLED, STOPPED}  # as launchers like
     if kind == "disk":
         return by_itself | {UNWRITABLE} | (set() if stepping else {BAD_INPUT})
-    if kind == "all":  # nobody heeds signals before lpnet is there, nor while Python ends behind a finished run
-        return by_itself | {STOPPED} | (set() if stepping and not done else killed)
+    if kind == "all":  # nobody heeds signals before the run is there
+        return by_itself | {STOPPED} | (set() if stepping else killed)
     return by_itself | killed | ({STOPPED} if kind == "mpirun" else set())

@@ -1,5 +1,6 @@
 """Training runs as seen from outside: processes that are started, watched and killed, on a disk that can be full."""
 
+import argparse
 import errno
 import os
 import resource
@@ -13,10 +14,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lpnet
+from lpnet.arguments import Parser
 from lpnet.scaling.ranks import mpirun
 
 MARK = "LPNET_JOB"
 """Environment variable by which all processes of a job are known, whoever started them."""
+
+
+def options(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a script; those of ``lpnet.train`` (--section.key VALUE) are its `more`.
+
+    Raises:
+        InputError: an option is neither, or its value is not allowed.
+    """
+    args, args.more = parser.parse_known_args(arguments)
+    for argument in args.more:
+        if argument.startswith("-") and "." not in argument.partition("=")[0]:
+            parser.error(f"unrecognized arguments: {argument}")
+    return args
 
 
 def marked(mark: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 # What the batch files share: how ranks are started and bound to cores, how a run is stopped, and begins again. Sourced
 # in the root of the repository. Sets root and python (see scripts/common.sh).
 source scripts/common.sh
+source slurm/wait.sh
 [[ -x $python ]] || die "no .venv in $PWD: submit from the root of the repository, after scripts/setup.sh"
 
 readonly stopped=75 # exit code of lpnet.train: a signal came, a checkpoint was written
@@ -72,9 +73,9 @@ train() {
 
 # Sets folder, and the arguments that name it: a job that was restarted goes on with its own run.
 choose_folder() {
-    folder=$(option --resume "${arguments[@]}")
+    folder=$(expanded "$(option --resume "${arguments[@]}")")
     if [[ -n $folder ]]; then return; fi
-    folder=$(option --run.dir "${arguments[@]}")
+    folder=$(expanded "$(option --run.dir "${arguments[@]}")")
     if [[ -z $folder ]]; then
         folder=runs/slurm-${SLURM_JOB_ID:-$$}
         arguments+=(--run.dir "$folder")
@@ -85,6 +86,17 @@ choose_folder() {
     else # ended before there was anything to resume
         mv "$folder" "$folder-void-$SLURM_RESTART_COUNT"
     fi
+}
+
+# Prints the name of a folder as lpnet reads it: the shell leaves the tilde of --run.dir=~/mine to it.
+expanded() {
+    local user=${1%%/*} home=
+    case $1 in
+        "~" | "~/"*) home=$HOME ;;
+        "~"*) home=$(getent passwd "${user#"~"}" | cut -d: -f6) || true ;;
+        *) ;;
+    esac
+    printf '%s\n' "${home:-$user}${1#"$user"}"
 }
 
 # Prints the value of an option among arguments, --key VALUE or --key=VALUE.
@@ -108,20 +120,33 @@ newest_checkpoint() {
 
 # Runs a command on all ranks, passes a signal to stop on to them, and sets code to how they ended.
 run_ranks() {
-    local child signalled now
-    code=
+    local told waiter signalled
+    told=$(mktemp) # the number of the launcher's process, and how that ended
     # SLURM tells this shell alone (--signal=B:...), since it does not find ranks that mpirun started by itself. At the
     # time limit all processes have SIGTERM: the ranks then are told what they know.
-    trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1 TERM
-    "${launch[@]}" "$@" &
-    child=$!
-    while :; do # wait ends at each signal, and is 127 where there is nothing more to wait for
-        signalled='' now=0
-        wait "$child" || now=$?
-        if [[ -z $code ]] || ((now != 127)); then code=$now; fi
+    trap 'signalled=1; kill -USR1 "$(head -n 1 "$told")" 2>/dev/null || true' USR1 TERM
+    tell_code "$told" "${launch[@]}" "$@" &
+    waiter=$!
+    while :; do # wait ends at each signal
+        signalled=''
+        wait "$waiter" || true
         if [[ -z $signalled ]]; then break; fi
     done
     trap '' USR1 TERM
+    code=$(sed -n 2p "$told")
+    code=${code:-137} # somebody has killed the one who waited
+    rm -f "$told"
+}
+
+# tell_code FILE COMMAND: runs a command, and writes the number of its process and its exit code into a file.
+tell_code() {
+    local file=$1
+    shift
+    trap : USR1 TERM
+    "$@" &
+    printf '%s\n' "$!" >"$file"
+    await "$!"
+    printf '%s\n' "$code" >>"$file"
 }
 
 # Puts this job into the queue again, unless its user or SLURM took it away, or it would do so for ever.

@@ -5,17 +5,14 @@
 # the lost one until SIGKILL comes, 30 s later. And where all ranks end with a code, it would send SIGTERM to the slower
 # ones, and report that instead.
 
+source "$(dirname "${BASH_SOURCE[0]}")/wait.sh"
+
 trap : TERM USR1 # SLURM signals all processes of a task, so the command has it too
 (
     trap '' USR1 # until it heeds that: SIGUSR1 is no reason to end while it starts
     exec "$@"
 ) &
-rank=$!
-while :; do
-    code=0
-    wait "$rank" || code=$?
-    kill -0 "$rank" 2>/dev/null || break
-done
+await "$!"
 case $code in
     0 | 2 | 3 | 4 | 75) ;; # the codes with which all ranks end together: see lpnet.launch
     *)

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from lpnet import launch, modelfile, plots, sameness, signals, train
 from lpnet.checkpoint.store import FOLDER, Checkpoints
 from lpnet.errors import OutputError
 from lpnet.history import History
+from lpnet.log import RunLog
 from lpnet.slab import Comm
 from lpnet.trace.record import Recording
 
@@ -56,11 +57,63 @@ def test_other_threads_leave_signals_alone() -> None:
     assert seen == [before]
 
 
-@pytest.mark.parametrize("heeds", [True, False])
-def test_only_commands_that_look_at_signals_heed_them(heeds: bool) -> None:
-    found: list[object] = []
-    assert launch.run("test", lambda _: found.append(signal.getsignal(signal.SIGTERM)), heeds) == 0
-    assert (found != [signal.getsignal(signal.SIGTERM)]) == heeds
+def test_behind_them_a_process_that_ends_ignores_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in signals.STOPPING]
+    monkeypatch.setattr(signals, "_ends", False)
+    signals.ends_process()
+    try:
+        with signals.heeded():
+            pass
+        assert [signal.getsignal(number) for number in signals.STOPPING] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(signals.STOPPING, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_only_the_steps_of_a_run_heed_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, found = signal.getsignal(signal.SIGTERM), dict[str, object]()
+    for owner, name in ((train.data, "load"), (train, "build"), (train.modelfile, "save"), (RunLog, "begin")):
+        real = getattr(owner, name)
+
+        def seen(*args: object, _name: str = name, _real: Callable[..., object] = real, **more: object) -> object:
+            found[_name] = signal.getsignal(signal.SIGTERM) != before
+            return _real(*args, **more)
+
+        monkeypatch.setattr(owner, name, seen)
+    assert train.main([*SMALL, "--training.steps=1", f"--run.dir={tmp_path / 'run'}"]) == launch.DONE
+    assert found == {"load": False, "build": False, "begin": True, "save": True}
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_signal_before_the_first_step_ends_the_process(tmp_path: Path, number: signal.Signals) -> None:
+    """The folder is there, and takes the same run once more."""
+    code = f"""
+import os, sys
+from lpnet import train
+train.build = lambda *_: os.kill(os.getpid(), {int(number)})
+sys.exit(train.main(sys.argv[1:]))
+"""
+    run = (*SMALL, "--training.steps=1", f"--run.dir={tmp_path / 'run'}")
+    with started(0, "-c", code, *run) as job:
+        assert job.end(60) == (-number, "")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert train.main(run) == launch.DONE
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_second_signal_changes_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Also in the seconds in which the process ends."""
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with started(0, *ENDLESS, "--run.dir", str(tmp_path / "run")) as job:
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.process.stderr is not None
+        while "stopped by a signal" not in job.process.stderr.readline():
+            assert job.process.poll() is None
+        job.process.send_signal(number)
+        code, _ = job.end(30)
+    assert code == launch.STOPPED
 
 
 def test_one_rank_is_like_itself() -> None:

@@ -117,6 +117,28 @@ def test_a_stopped_run_is_requeued_and_resumed(variables: dict[str, str], job: s
     assert trained(tmp_path)[1:] == ["--resume runs/slurm-7"]
 
 
+@pytest.mark.parametrize("name", ["~/mine", f"~{Path.home().owner()}/mine", "~nosuchuser/mine", "my ~/mine"])
+@pytest.mark.parametrize("option", ["--run.dir", "--resume"])
+def test_a_tilde_is_what_lpnet_takes_it_for(name: str, option: str, tmp_path: Path) -> None:
+    prepare(tmp_path, "", "")
+    home = {"HOME": str(tmp_path / "home")}
+    expected = Path(os.path.expanduser(name.replace("~/mine", f"{home['HOME']}/mine") if name[1] == "/" else name))
+    words = f'source slurm/job.sh; arguments=(peaks "{option}={name}"); choose_folder; echo "$folder"'
+    given = environment(tmp_path, JOB | home)
+    done = subprocess.run(["bash", "-c", words], env=given, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == (f"{expected}\n", "")
+
+
+def test_a_run_in_the_home_folder_is_requeued_and_resumed(tmp_path: Path) -> None:
+    home = JOB | {"HOME": str(tmp_path / "home")}
+    stops = STOPS.replace("runs/slurm-7", "home/mine")
+    done = batch(tmp_path, "train", home, ["peaks", "--run.dir=~/mine"], stops, "RUNNING None")
+    assert done.returncode == 75
+    assert requeued(tmp_path) == ["requeue 7"]
+    assert batch(tmp_path, "train", AGAIN | home, ["peaks", "--run.dir=~/mine"]).returncode == 0
+    assert trained(tmp_path)[1:] == [f"--resume {tmp_path / 'home' / 'mine'}"]
+
+
 @pytest.mark.parametrize(
     ("variables", "does", "state", "said"),
     [
@@ -180,6 +202,12 @@ def test_ranks_that_all_end_are_left_alone(code: int, tmp_path: Path) -> None:
     done = rank(tmp_path, f"kill -TERM $PPID; kill -USR1 $PPID; kill -USR1 $$; sleep 0.1; exit {code}")
     assert (done.returncode, done.stderr) == (code, "")
     assert not (tmp_path / "asked").exists()
+
+
+def test_a_signal_in_the_moment_in_which_a_rank_ends_changes_nothing(tmp_path: Path) -> None:
+    for _ in range(40):
+        done = rank(tmp_path, "kill -USR1 $PPID; exit 75")
+        assert (done.returncode, done.stderr) == (75, "")
 
 
 def rank(folder: Path, does: str) -> "subprocess.CompletedProcess[str]":

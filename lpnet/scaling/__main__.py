@@ -125,4 +125,4 @@ def _validate(study: Study) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.command(main)

@@ -61,4 +61,4 @@ def _plot(file: Path, out: Path, begin: float, end: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.command(main)

@@ -27,7 +27,7 @@ class Around:
     """What surrounds a training, for its checkpoints.
 
     Args:
-        content: what they hold beside the state of the training; called on all ranks, one after the other.
+        content: what they hold beside the state of the training; collective.
         restored: called on all ranks when a training that goes on has taken up its checkpoint.
         signal: the signal that asked this rank to stop; 0: none did.
         failure: why this rank could not write what it should; empty: it could.

@@ -85,7 +85,7 @@ class Watchdog(threading.Thread):
         self._lost: dict[int, float] = {}
 
     def stop(self) -> None:
-        """No more of it."""
+        """Take leave of the other ranks, wait for the thread to end, and close its connections."""
         self._stopped = True
         self._links.wake()
         self.join()
