@@ -53,6 +53,7 @@ def trials(layers: int) -> list[Trial]:
     return [Trial(layers, Serial()), Trial(few, Serial()), *(Trial(layers, shape) for shape in shapes)]
 
 
+@torch.random.fork_rng(devices=[])  # ranks do not call random layers equally often
 def fitted(trunk: LayerParallel, batch: Tensor, layers: int) -> tuple[Costs, float]:
     """Costs of this trunk's steps on this rank, with so many layers, and the largest relative error of the fit.
 

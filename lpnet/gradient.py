@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lpnet.ambient import TRANSFORMS, without_autocast
 from lpnet.control import Controller, Report, Schedule, Signals, exact_of, exactly, reduction
 from lpnet.controls import squares
 from lpnet.engine import Solution
@@ -162,6 +163,7 @@ class Propagate(torch.autograd.Function):
     """y_N from y_0 and the local weights."""
 
     @staticmethod
+    @without_autocast()
     def forward(ctx: Any, trunk: Trunk, tracked: bool, y: Tensor, *theta: Tensor) -> Tensor:
         controller = trunk._controller if tracked and trunk.training and not trunk.exact else None
         step, schedule = Step(trunk, y), _schedule(trunk, controller)
@@ -174,10 +176,15 @@ class Propagate(torch.autograd.Function):
         trunk.info.forward = solution.info
         ctx.kept = _Kept(Solved(step, solution, schedule, controller))
         ctx.save_for_backward(*theta, ctx.kept.hand_over())
-        return step.unpacked(out)
+        return step.unpacked(out).clone()  # the user may change it in place, and the tape may have the same memory
+
+    @staticmethod
+    def jvp(ctx: Any, *dots: Any) -> Any:
+        raise InputError(TRANSFORMS)
 
     @staticmethod
     @once_differentiable
+    @without_autocast()
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         *theta, token = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
         step, solution, schedule, controller = ctx.kept.of(token)

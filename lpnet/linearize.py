@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lpnet import chain
+from lpnet.ambient import without_autocast
 from lpnet.coarse_grid import one_by_one
 from lpnet.coarse_steps import CoarseSteps
 from lpnet.control import Schedule, exact_of, exactly
@@ -94,13 +95,14 @@ class Linearization:
         InputError: the trunk has the continuous adjoint, which is no transpose of J.
     """
 
+    @without_autocast()
     def __init__(self, trunk: Trunk, y: Tensor) -> None:
         if trunk._engine.how.continuous:
             raise InputError("gradient: 'continuous' given, 'discrete' allowed where products with J and Jᵀ are needed")
         self.trunk, self._step = trunk, Step(trunk, y, copied=True)
         given = schedule_of(trunk)
         out, self._solution = self._step.forward(given.forward, True)
-        self.output = self._step.unpacked(out)
+        self.output = self._step.unpacked(out).clone()  # as that of a call
         self.info = self.product = self._solution.info
         given = exactly(given) if self.info.diverged else given  # one linear map, of products that all end somewhere
         ahead, back = (_to_rounding(s, self.output.dtype) for s in (given.forward, given.adjoint))
@@ -110,6 +112,7 @@ class Linearization:
         self._layers = TangentLayers(self._prepared.layers)
         self._levels: list[_Level] | None = None
 
+    @without_autocast()
     def tangent(self, dy: Tensor | None, dtheta: Sequence[Tensor] | None) -> Tensor:
         """J (δy_0, δθ): the change of the output.
 
@@ -134,6 +137,7 @@ class Linearization:
         out = end[0] if end is not None else torch.empty_like(dot[0])
         return self._step.unpacked(self._engine.comm.bcast_(out.contiguous(), self._engine.ahead.last))
 
+    @without_autocast()
     def pull(self, bar: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Jᵀ bar.
 

@@ -71,10 +71,10 @@ def measure(trunk: LayerParallel, batch: Tensor, ranks: int | None = None) -> Co
 def prepare(trunk: LayerParallel, y: Tensor) -> tuple[Prepared, Tensor]:
     """The weights ready to run, and (y, 0, …) as they take it; leaves no trace in the trunk, as a call of it would."""
     trunk._stack.module.train(trunk.training)
-    random = trunk._stack.is_random(y)
+    trunk._stack.check_module(y)
 
     def fields(theta: dict[str, Tensor], layers: Sequence[int]) -> dict[str, Field]:
-        seeds = [seed_of(trunk.seed, 0, j) for j in layers] if random else None  # calls of the trunk count from 1
+        seeds = [seed_of(trunk.seed, 0, j) for j in layers] if trunk._stack.is_random else None  # no call has 0
         return trunk._stack.fields(theta, seeds, len(y))
 
     prepared = trunk._engine.prepare(trunk.layer_weights(), fields)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lpnet import devices, plain
+from lpnet import ambient, devices, plain
 from lpnet.control import Adaptive, Controller
 from lpnet.controls import Controls, grid_of
 from lpnet.cost import slab_unit
@@ -51,7 +51,7 @@ class LayerParallel(Rows):
         stepper: `steppers.Euler()` by default.
         forward: solver of the forward propagation, `MGRIT` or `Serial`.
         adjoint: solver of the adjoint.
-        seed: of the initial weights (and of dropout).
+        seed: of the initial weights; with torch's generator, whose numbers tell calls apart, of dropout masks.
         comm: an mpi4py communicator, a `slab.Comm`, or None: the world under an MPI launcher, else serial.
         init: initial weights "constant" in the layer index, or "random".
         dtype, device: of the weights; float32 or float64; "cuda" is a GPU for each rank of a node, in turn.
@@ -127,7 +127,7 @@ class LayerParallel(Rows):
         warn_idle(layers, self.comm, forward, adjoint)
         self.memory: Memory
         self.steer(forward, adjoint, control)
-        self._calls, self._watch = 0, Watch()
+        self._drawn, self._watch = 0, Watch()
         self._names: list[str] = []
         self._add_weights(init)
         self._stack.share_buffers(self)
@@ -196,7 +196,7 @@ class LayerParallel(Rows):
             InputError: an input of another form or type than the layers take; a module of one layer that changes its
                 shape, its input or its buffers; random layers with different `micro_batches` forward and adjoint.
         """
-        self._stack.check_input(y)
+        y = self._taken(y)
         theta = self.theta
         tracked = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in theta.values()))
         return Propagate.apply(self, tracked, y, *theta.values())
@@ -207,8 +207,14 @@ class LayerParallel(Rows):
         Raises:
             InputError: as `forward`; ``gradient="continuous"``.
         """
+        return Linearization(self, self._taken(y))
+
+    def _taken(self, y: Tensor) -> Tensor:
+        """The input of a call, checked, of the weights' type where autocast has made it another."""
+        ambient.refuse_transforms()
+        y = ambient.uncast(y, next(self._stack.module.parameters()).dtype)
         self._stack.check_input(y)
-        return Linearization(self, y)
+        return y
 
     @phased("weights")
     def _prepare(self, y: Tensor, copied: bool = False) -> Prepared:
@@ -221,13 +227,24 @@ class LayerParallel(Rows):
             theta = {name: t.clone() for name, t in theta.items()}
         self._watch.look(partial(self._outlook, theta), self.comm.rank, self.store == "reverse")
         self._stack.module.train(self.training)
-        if not self._stack.is_random(y):
+        self._stack.check_module(y)
+        if not self._stack.is_random:
             return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, batch=len(y)))
         if self.forward_solver.micro_batches != self.adjoint_solver.micro_batches:
             raise InputError("dynamics: random layers (dropout) need the same micro_batches forward and adjoint")
-        self._calls += self._again is None  # a check repeats the step with the same masks
-        key = (self.seed, self._calls)
+        key = (self.seed, self._number())
         return self._engine.prepare(theta, lambda t, layers: self._stack.fields(t, [seed_of(*key, j) for j in layers]))
+
+    def _number(self) -> int:
+        """The number of a call, which its masks come from: drawn by all ranks, so that their generators stay in step.
+
+        Torch brings its generator back for what it evaluates again, and so brings back the masks. A step that is
+        repeated has those that it had; it draws all the same, for what is random behind the trunk. Collective.
+        """
+        drawn = torch.randint(1, 2**62, (1,), device="cpu")
+        if self._again is None:
+            self._drawn = int(self.comm.bcast_(drawn, 0))
+        return self._drawn
 
     def _outlook(self, theta: dict[str, Tensor], norm: Norm) -> Outlook | None:
         return outlook(self._stack.module, theta, self.stepper, self.h, self._slab, norm)

@@ -3,8 +3,8 @@
 The slow, general twin of `DenseField`. The tape holds f_j(y) itself, so states are rebuilt by subtraction as well; the
 pull evaluates the layer again at the rebuilt state. States keep the user's layout (memory, batch, *features).
 
-A module with random parts (dropout) is seeded by (seed, layer) at each evaluation: the same mask in every sweep and in
-the adjoint, another one at the next call of the trunk, which draws the seed.
+A module with random parts (dropout) is seeded by (call, layer) at each evaluation: the same mask in every sweep and in
+the adjoint, another one at the next call of the trunk, which draws its number from torch's generator.
 """
 
 import math

@@ -177,7 +177,7 @@ class Stack:
         }
 
     def check_input(self, y: Tensor) -> None:
-        """Raise `InputError` for an input that does not fit, or a module that changes shape or buffers."""
+        """Raise `InputError` for an input that does not fit: no tensor, or one of another shape or type."""
         if not isinstance(y, Tensor):
             raise InputError(f"input: {y!r} given, a tensor (batch, *features) needed")
         if y.ndim < 2:
@@ -189,16 +189,24 @@ class Stack:
         if one is not None and (y.ndim != 2 or y.shape[1] != one.width):
             raise InputError(f"input: shape {tuple(y.shape)} given, (batch, {one.width}) needed")
 
-    def is_random(self, y: Tensor) -> bool:
-        """Whether evaluations of the module in its present mode draw random numbers; checks what it does as well."""
+    def check_module(self, y: Tensor) -> None:
+        """Evaluate a user's module at y, once in each mode (training or not).
+
+        Raises:
+            InputError: it changes the shape, its input or its buffers.
+        """
         mode = self.module.training
-        if self.fast:
-            return False
-        if mode not in self._random:
-            self._random[mode] = any(self._probe(term, y) for term in self.terms)
-        return self._random[mode]
+        if not self.fast and mode not in self._random:
+            draws = [self._probe(term, y) for term in self.terms]
+            self._random[mode] = any(draws)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether evaluations in the present mode draw random numbers, as `check_module` has found."""
+        return not self.fast and self._random[self.module.training]
 
     def _probe(self, term: str, y: Tensor) -> bool:
+        """Whether the term draws random numbers; `InputError` where it does what it must not."""
         before = [b.clone() for b in self.module.buffers()]
         devices = [y.device] if y.is_cuda else []
         with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():  # with versions of tensors

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from small_runs import network
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpnet.checkpoint.content import Content
 from lpnet.checkpoint.store import Checkpoints
+from lpnet.config import Trunk
 from lpnet.errors import Stopped
 from lpnet.multilevel import Ascent
 from lpnet.slab import Comm
@@ -69,6 +70,11 @@ class Trained:
     def weights(self) -> list[Tensor]:
         """Of this rank."""
         return [p.detach() for p in self.training.net.parameters()]
+
+
+def dropping(trunk: Trunk) -> nn.Module:
+    """A layer with dropout, in the place of that of a configuration."""
+    return nn.Sequential(nn.Linear(trunk.width, trunk.width), nn.Tanh(), nn.Dropout(0.3))
 
 
 def timeless(found: Any) -> Any:

@@ -182,8 +182,9 @@ def test_a_check_sees_the_masks_of_its_step(deferred: bool) -> None:
     nets[0][1].load_state_dict(nets[1][1].state_dict())
     before = None
     for _ in range(3):
-        found = []
+        found, drawn = [], torch.get_rng_state()
         for net in nets:
+            torch.set_rng_state(drawn)
             leaf = x.clone().requires_grad_()
             net[1].zero_grad()
 

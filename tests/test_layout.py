@@ -16,7 +16,10 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 # The package from the bottom up: a module or subpackage imports from the rows above its own alone.
 TIERS = (
     ("constants", "cores", "cuda_aware", "errors", "messages", "phases", "residuals", "signals", "sums", "version"),
-    ("activations", "blocks", "costs", "data", "fabrics", "forms", "folders", "options", "outputs", "pool", "slab"),
+    (
+        "activations", "ambient", "blocks", "costs", "data", "fabrics", "forms", "folders", "options", "outputs", "pool",
+        "slab",
+    ),
     ("arguments", "room", "yamltext"),
     ("crew", "devices", "fields", "hierarchy", "memory", "orphan", "steppers", "tape", "uncaught", "virtual"),
     ("coarse_grid", "dense_blocks", "how", "perexample", "programs"),

@@ -6,10 +6,13 @@ import pytest
 import torch
 from gradients import WIDTH, assert_gradients, data, gradients, user_trunk
 from reference import error, normal
+from small_training import network
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lpnet
-from lpnet import InputError, Serial
+from lpnet import MGRIT, InputError, Serial
+from lpnet.gradient import controlled
 
 
 def dropping(zero: bool = False) -> nn.Module:
@@ -22,7 +25,8 @@ def dropping(zero: bool = False) -> nn.Module:
 
 
 def steps(trunk: lpnet.LayerParallel, count: int = 2) -> list[list[Tensor]]:
-    """Output and gradients of so many calls in a row; weights are kept."""
+    """Output and gradients of so many calls in a row, from one state of torch's generator; weights are kept."""
+    torch.manual_seed(5)
     y, c = data()
     found = []
     for _ in range(count):
@@ -46,28 +50,75 @@ def test_dropout_masks_are_those_of_the_call(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["serial", "two levels"])
 def test_dropout_gradient_is_the_derivative(how: str) -> None:
-    """By finite differences at the masks of the first call."""
-    y, c = data()
+    """By finite differences at the masks of one state of torch's generator."""
+    trunk, (y, c) = user_trunk(dropping(), how=how), data()
     d = normal(*y.shape, seed=3)
     leaf = y.clone().requires_grad_()
-    (user_trunk(dropping(), how=how)(leaf) * c).sum().backward()
+
+    def value(y: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return (trunk(y) * c).sum()
+
+    value(leaf).backward()
     eps = 1e-6
-    sides = [(user_trunk(dropping(), how=how)(y + s * eps * d) * c).sum().item() for s in (1, -1)]
+    sides = [value(y + s * eps * d).item() for s in (1, -1)]
     assert leaf.grad is not None
     assert (sides[0] - sides[1]) / (2 * eps) == pytest.approx((leaf.grad * d).sum().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_dropout_leaves_the_global_generator_alone(zero: bool) -> None:
-    """Also where the module's first output does not show that it is random."""
-    trunk, (y, c) = user_trunk(dropping(zero), init="constant"), data()
+def test_a_call_draws_one_number_of_the_global_generator(zero: bool) -> None:
+    """Also where the module's first output does not show that it is random; calls without masks draw none."""
+    trunk, plain, (y, c) = user_trunk(dropping(zero), init="constant"), user_trunk(nn.Linear(WIDTH, WIDTH)), data()
     gradients(trunk, y, c)
     with torch.no_grad():
         trunk.get_parameter("3.weight").add_(normal(13, WIDTH, 6))
-    state = torch.get_rng_state()
     first, second = steps(trunk)
-    assert torch.equal(torch.get_rng_state(), state)
     assert error(first[0], second[0]) > 1e-2
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    torch.randint(1, 2**62, (2,))
+    assert torch.equal(torch.get_rng_state(), state)
+    trunk.eval()(y)
+    gradients(plain, y, c)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("how", ["serial", "two levels"])
+def test_activation_checkpointing_sees_the_same_masks(how: str, reentrant: bool) -> None:
+    """Torch brings its generator back before it evaluates a part of the network again."""
+    y, c = data()
+    found = []
+    for evaluated_again in (False, True):
+        trunk, leaf = user_trunk(dropping(), how=how), y.clone().requires_grad_()
+        torch.manual_seed(5)
+        out = checkpoint(trunk, leaf, use_reentrant=reentrant) if evaluated_again else trunk(leaf)
+        (torch.dropout(out, 0.5, True) * c).sum().backward()
+        found.append([out.detach(), leaf.grad, *(p.grad for p in trunk.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_repeated_step_draws_what_the_step_drew() -> None:
+    """Masks behind the trunk are those of the step, too, when a check repeats it."""
+    solver = MGRIT(coarsening=4, cycles=1)
+    control = lpnet.Adaptive(gradient_tol=1e-9, every=1, plan_ranks=4)
+    one = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 6))
+    net = network(24, forward=solver, adjoint=solver, control=control, dynamics=one, T=1.0)
+    x, masks = normal(6, 2, seed=1), []
+
+    def closure() -> Tensor:
+        net.zero_grad()
+        features = net[1](net[0](x))
+        masks.append(torch.dropout(torch.ones(50), 0.5, True))
+        loss = net[2](features).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    controlled([net[1]], closure)
+    assert net[1].info.control.checked
+    assert len(masks) > 1
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
 
 
 @pytest.mark.parametrize("how", ["serial", "two levels"])
@@ -85,8 +136,10 @@ def test_evaluation_between_forward_and_backward() -> None:
     """An evaluation in eval mode leaves the masks of a training pass alone that is still to go back."""
     y, c = data()
     expected, between = y.clone().requires_grad_(), y.clone().requires_grad_()
-    (user_trunk(dropping())(expected) * c).sum().backward()
-    trunk = user_trunk(dropping())
+    twin, trunk = user_trunk(dropping()), user_trunk(dropping())
+    torch.manual_seed(5)
+    (twin(expected) * c).sum().backward()
+    torch.manual_seed(5)
     loss = (trunk(between) * c).sum()
     trunk.eval()
     with torch.no_grad():

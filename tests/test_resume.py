@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from resumption import Trained, timeless
+from resumption import Trained, dropping, timeless
 
 from lpnet.checkpoint.store import Checkpoints
 from lpnet.choices import SCHEDULES
@@ -78,7 +78,17 @@ def compare_files(one: Path, other: Path, remembers: bool) -> None:
 @pytest.mark.filterwarnings("ignore:lpnet")
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_that_goes_on_is_the_one_that_never_stopped(name: str, tmp_path: Path) -> None:
-    arguments, stops = CASES[name]
+    assert_goes_on(*CASES[name], tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:lpnet")
+@pytest.mark.parametrize("arguments", [(), ("--control.gradient_tol=0.01", "--control.every=2"), FULL + WARM])
+def test_masks_of_dropout_go_on(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lpnet.network._layer", dropping)
+    assert_goes_on(arguments, (1, 4), tmp_path)
+
+
+def assert_goes_on(arguments: tuple[str, ...], stops: tuple[int, ...], tmp_path: Path) -> None:
     torch.manual_seed(1)
     whole = Trained(Comm(), tmp_path / "whole", arguments)
     torch.manual_seed(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lpnet
 from lpnet import MGRIT, InputError
-from lpnet.stack import generator, seed_of
+from lpnet.stack import Stack, generator, seed_of
 from lpnet.steppers import Euler, Verlet
 
 
@@ -168,6 +168,30 @@ def test_modules_that_change_their_buffers_are_refused() -> None:
 
     with pytest.raises(InputError, match=r"^dynamics: .*buffers"):
         user_trunk(Running())(data()[0])
+
+
+def test_all_terms_are_looked_at_once_in_each_mode() -> None:
+    """Also those behind one that is random, in a mode that comes later."""
+
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.calls = nn.Linear(WIDTH, WIDTH), 0
+
+        def kick(self, y: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.dropout(self.a(y), 0.5, self.training)
+
+        def drift(self, z: Tensor) -> Tensor:
+            return z.zero_() if self.training else torch.sin(z)
+
+    stack, (y, _) = Stack(Changing().double().eval(), Verlet()), data()
+    for _ in range(2):
+        stack.check_module(y)
+        assert (stack.module.calls, stack.is_random) == (1, False)
+    stack.module.train()
+    with pytest.raises(InputError, match="changes its input in place"):
+        stack.check_module(y)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def of_trunk(trunk: LayerParallel) -> dict[str, Any]:
     mine = np.array([[trunk.info.layer_evaluations, watch["undone"]]])
     evaluated, undone = comm.allgather(mine, [1] * comm.size).sum(axis=0).tolist()
     return {
-        "calls": trunk._calls,
+        "drawn": trunk._drawn,
         "layer_evaluations": evaluated,
         "watch": watch | {"undone": bool(undone)},
         "control": None if control is None else control.state(),
@@ -124,7 +124,7 @@ def of_trunk(trunk: LayerParallel) -> dict[str, Any]:
 
 def into_trunk(state: Mapping[str, Any], trunk: LayerParallel) -> None:
     """Go on from there; what was counted on all ranks is counted on the first."""
-    trunk._calls, evaluated = int(state["calls"]), int(state["layer_evaluations"])
+    trunk._drawn, evaluated = int(state["drawn"]), int(state["layer_evaluations"])
     trunk.info.layer_evaluations = evaluated if trunk.comm.rank == 0 else 0
     trunk._watch.restore(_like(state["watch"], trunk._watch.state()))
     if trunk._controller is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from resumption import Trained, timeless
+from resumption import Trained, dropping, timeless
 
 from lpnet import launch, slab, train
 from lpnet.checkpoint.store import Checkpoints
@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "ranks without layers": ("--trunk.layers=2", *FULL, *TAU, "--solver.forward.coarsening=2"),
     "simultaneous with batches on three levels": ADAM + SOLVERS + DEEP + ONESHOT + ("--control.gradient_tol=0.9",),
     "levels and control": ADAM + SOLVERS + ("--multilevel.levels=2", "--control.gradient_tol=0.01"),
+    "dropout": ADAM + SOLVERS + ("--control.gradient_tol=0.01",),
     "control grid and lbfgs": ADAM[1:3] + SOLVERS + FULL + ("--trunk.controls=5", "--optimizer.name=lbfgs"),
 }
 REMEMBERING = ("tau on three levels", "simultaneous with batches on three levels")
@@ -55,9 +56,15 @@ def close(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stopping_changes_nothing_on_any_number_of_ranks(name: str, comm: slab.Comm, folder: Path) -> None:
+def test_stopping_changes_nothing_on_any_number_of_ranks(
+    name: str, comm: slab.Comm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "dropout":
+        monkeypatch.setattr("lpnet.network._layer", dropping)
+    torch.manual_seed(1)
     whole = Trained(comm, folder / "whole", CASES[name])
     expected = [timeless(record) for record in whole.log.records]
+    torch.manual_seed(1)
     stopped = Trained(comm, folder / "parts", CASES[name], 3)
     alone: dict[int, Trained] = {}
     if comm.rank == 0:  # from many ranks to one
@@ -66,6 +73,7 @@ def test_stopping_changes_nothing_on_any_number_of_ranks(name: str, comm: slab.C
             (folder / "alone" / path.name).write_bytes(path.read_bytes())
         alone[0] = Trained(slab.Comm(), folder / "alone", CASES[name], 4)
     comm.barrier()
+    torch.manual_seed(2 + comm.rank)  # that of other processes
     again = Trained(comm, folder / "parts", CASES[name])
     assert bool(Checkpoints(comm, folder / "parts", 2).newest(pytest.fail).meta["warm"]) == (name in REMEMBERING)
     records = [timeless(record) for part in (stopped, again) for record in part.log.records]

@@ -53,6 +53,7 @@ def found(name, layers, how, comm=None, **more):
 
     made.load_state_dict({n: 0.5 * normal(layers, *p.shape[1:]) for n, p in made.theta.items()})
     y, c = normal(BATCH, WIDTH).requires_grad_(), normal(BATCH, WIDTH)
+    torch.manual_seed(5 + made.comm.rank)  # the numbers of rank 0 count
     out = made(y)
     out.backward(c)
     undone = more.get("store") == "reverse" and len(made.local_layers) > 0

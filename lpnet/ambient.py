@@ -1,0 +1,42 @@
+"""What torch may have put around a call of a trunk: autocast, and the transforms of `torch.func`.
+
+A solve adds states up over all layers and compares those of fine and coarse steps, in the type of the weights; in half
+precision the differences that it lives on would be rounding. So autocast is off inside, forward and backward, and an
+input that autocast has brought to its type is cast to that of the weights, as torch does where it wants float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from lpnet.errors import InputError
+
+TRANSFORMS = (
+    "net: a trunk in a transform of torch.func or in forward-mode differentiation given, which cannot see into its "
+    "solves; backward(), or the products of trunk.linearize(y) with its Jacobian and the transpose, allowed"
+)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, autocast is off on processors and GPUs."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def uncast(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """An input of the type of autocast in this type; any other, and any where autocast is off, as it is."""
+    if not isinstance(y, Tensor) or not torch.is_autocast_enabled(y.device.type):
+        return y
+    return y.to(dtype) if y.dtype == torch.get_autocast_dtype(y.device.type) else y
+
+
+def refuse_transforms() -> None:
+    """Raise `InputError` inside a transform of `torch.func`, such as `grad`, `jvp` or `vmap`."""
+    if torch._C._are_functorch_transforms_active():  # as torch asks before it applies an autograd.Function
+        raise InputError(TRANSFORMS)
