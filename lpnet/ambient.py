@@ -5,13 +5,18 @@ precision the differences that it lives on would be rounding. So autocast is off
 input that autocast has brought to its type is cast to that of the weights, as torch does where it wants float32.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from lpnet.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TRANSFORMS = (
     "net: a trunk in a transform of torch.func or in forward-mode differentiation given, which cannot see into its "
@@ -19,14 +24,18 @@ TRANSFORMS = (
 )
 
 
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Inside, autocast is off on processors and GPUs."""
-    with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, in which autocast is off on processors and GPUs."""
+
+    @wraps(function)
+    def inside(*given: P.args, **named: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*given, **named)
+
+    return inside
 
 
 def uncast(y: Tensor, dtype: torch.dtype) -> Tensor:

@@ -53,17 +53,17 @@ def trials(layers: int) -> list[Trial]:
     return [Trial(layers, Serial()), Trial(few, Serial()), *(Trial(layers, shape) for shape in shapes)]
 
 
-@torch.random.fork_rng(devices=[])  # ranks do not call random layers equally often
 def fitted(trunk: LayerParallel, batch: Tensor, layers: int) -> tuple[Costs, float]:
     """Costs of this trunk's steps on this rank, with so many layers, and the largest relative error of the fit.
 
     Messages are left out, and samples at once.
     """
-    layers = max(1, min(layers, max(FEWEST, int(BUDGET / _layer(trunk, batch)))))
-    asked = trials(layers)
-    parts = min(SHARE, len(batch))
-    acts = [Timed(trunk, batch, t) for t in (*asked, Trial(layers, Serial(parts)))]
-    rounds = in_turns(acts, SECONDS, ROUNDS)
+    with torch.random.fork_rng(devices=[]):  # ranks do not call random layers equally often
+        layers = max(1, min(layers, max(FEWEST, int(BUDGET / _layer(trunk, batch)))))
+        asked = trials(layers)
+        parts = min(SHARE, len(batch))
+        acts = [Timed(trunk, batch, t) for t in (*asked, Trial(layers, Serial(parts)))]
+        rounds = in_turns(acts, SECONDS, ROUNDS)
     seconds = np.array([[statistics.median(each) for each in zip(*times, strict=True)] for times in rounds])
     rows = np.array([row for t in asked for row in counts(trunk, t)])
     taken = seconds[: len(asked)].reshape(-1)

@@ -163,7 +163,7 @@ class Propagate(torch.autograd.Function):
     """y_N from y_0 and the local weights."""
 
     @staticmethod
-    @without_autocast()
+    @without_autocast
     def forward(ctx: Any, trunk: Trunk, tracked: bool, y: Tensor, *theta: Tensor) -> Tensor:
         controller = trunk._controller if tracked and trunk.training and not trunk.exact else None
         step, schedule = Step(trunk, y), _schedule(trunk, controller)
@@ -184,7 +184,7 @@ class Propagate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @without_autocast()
+    @without_autocast
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:
         *theta, token = ctx.saved_tensors  # raises if weights were changed in place since the forward pass
         step, solution, schedule, controller = ctx.kept.of(token)

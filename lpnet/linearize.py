@@ -95,7 +95,7 @@ class Linearization:
         InputError: the trunk has the continuous adjoint, which is no transpose of J.
     """
 
-    @without_autocast()
+    @without_autocast
     def __init__(self, trunk: Trunk, y: Tensor) -> None:
         if trunk._engine.how.continuous:
             raise InputError("gradient: 'continuous' given, 'discrete' allowed where products with J and Jᵀ are needed")
@@ -112,7 +112,7 @@ class Linearization:
         self._layers = TangentLayers(self._prepared.layers)
         self._levels: list[_Level] | None = None
 
-    @without_autocast()
+    @without_autocast
     def tangent(self, dy: Tensor | None, dtheta: Sequence[Tensor] | None) -> Tensor:
         """J (δy_0, δθ): the change of the output.
 
@@ -137,7 +137,7 @@ class Linearization:
         out = end[0] if end is not None else torch.empty_like(dot[0])
         return self._step.unpacked(self._engine.comm.bcast_(out.contiguous(), self._engine.ahead.last))
 
-    @without_autocast()
+    @without_autocast
     def pull(self, bar: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Jᵀ bar.
 

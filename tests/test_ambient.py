@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 import lpnet
 from lpnet import MGRIT, InputError, Serial
+from lpnet.slab import Comm
 
 F32, HALF = torch.float32, torch.bfloat16
 MODULES: dict[str, Callable[[int], nn.Module]] = {
@@ -83,6 +84,14 @@ def test_a_trunk_between_layers_that_autocast_runs_in_its_type(kind: str) -> Non
     assert error(features.grad.float(), y_bar) < 2e-2  # as the classifier in bfloat16 has it
     with pytest.raises(InputError, match=r"dtype torch\.bfloat16 given, torch\.float32"):
         trunk(features)
+
+
+def test_warnings_point_at_the_line_of_the_user() -> None:
+    settings: dict[str, Any] = {"stepper": lpnet.steppers.Verlet(), "init": "random", "comm": Comm()}
+    trunk = lpnet.LayerParallel(lpnet.dynamics.Hamiltonian(WIDTH), 10, 2000.0, **settings)
+    with pytest.warns(UserWarning, match="Verlet is unstable") as caught:
+        trunk(torch.zeros(1, WIDTH))
+    assert caught[0].filename == __file__
 
 
 # ---- transforms ------------------------------------------------------------------------------------------------------
