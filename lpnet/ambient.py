@@ -18,6 +18,9 @@ from lpnet.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+KINDS = ("cpu", "cuda")
+"""Devices of a trunk that have autocast."""
+
 TRANSFORMS = (
     "net: a trunk in a transform of torch.func or in forward-mode differentiation given, which cannot see into its "
     "solves; backward(), or the products of trunk.linearize(y) with its Jacobian and the transpose, allowed"
@@ -30,7 +33,7 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def inside(*given: P.args, **named: P.kwargs) -> R:
         with ExitStack() as stack:
-            for kind in ("cpu", "cuda"):
+            for kind in KINDS:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
             return function(*given, **named)
@@ -40,9 +43,10 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 def uncast(y: Tensor, dtype: torch.dtype) -> Tensor:
     """An input of the type of autocast in this type; any other, and any where autocast is off, as it is."""
-    if not isinstance(y, Tensor) or not torch.is_autocast_enabled(y.device.type):
+    kind = y.device.type if isinstance(y, Tensor) else None
+    if kind not in KINDS or not torch.is_autocast_enabled(kind):
         return y
-    return y.to(dtype) if y.dtype == torch.get_autocast_dtype(y.device.type) else y
+    return y.to(dtype) if y.dtype == torch.get_autocast_dtype(kind) else y
 
 
 def refuse_transforms() -> None:
