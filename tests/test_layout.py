@@ -17,8 +17,8 @@ ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "scripts
 TIERS = (
     ("constants", "cores", "cuda_aware", "errors", "messages", "phases", "residuals", "signals", "sums", "version"),
     (
-        "activations", "ambient", "blocks", "costs", "data", "fabrics", "forms", "folders", "options", "outputs", "pool",
-        "slab",
+        "activations", "ambient", "blocks", "costs", "data", "fabrics", "folders", "forms", "options", "outputs",
+        "pool", "slab",
     ),
     ("arguments", "room", "yamltext"),
     ("crew", "devices", "fields", "hierarchy", "memory", "orphan", "steppers", "tape", "uncaught", "virtual"),
