@@ -227,6 +227,17 @@ def test_what_cannot_be_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_generators_go_on(tmp_path: Path) -> None:
+    net = nn.Linear(2, 2)
+    torch.manual_seed(3)
+    torch.rand(5)
+    checkpoint.save(tmp_path / "a.h5", net)
+    drawn = torch.rand(5)
+    torch.manual_seed(4)
+    checkpoint.load(tmp_path / "a.h5", net)
+    assert torch.equal(torch.rand(5), drawn)
+
+
 @pytest.mark.parametrize("meta", [[1], "text", 3, {1: 2}, {"a": [{"b": {None: 1}}]}])
 def test_meta_data_that_would_not_come_back_are_refused(tmp_path: Path, meta: Any) -> None:
     with pytest.raises(InputError, match=r"^meta.* given, .*allowed$"):

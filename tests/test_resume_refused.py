@@ -63,7 +63,7 @@ FORGED: dict[str, Change] = {
     "no totals": said("course", "totals", None),
     "empty totals": said("course", "totals", {}),
     "an empty record": said("course", "last", {}),
-    "calls without end": said("trunk", "calls", math.inf),
+    "a draw without end": said("trunk", "drawn", math.inf),
     "control of another form": said("trunk", "control", {}),
     "a moment of another shape": lambda content: content.whole.update({MOMENT: torch.zeros(3)}),
     "a moment of another type": lambda content: content.whole.update({MOMENT: content.whole[MOMENT].long()}),

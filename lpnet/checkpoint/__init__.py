@@ -29,6 +29,8 @@ def save(
 ) -> None:
     """Write a checkpoint, at once or not at all; collective. It is on the disk when this returns.
 
+    The generators of torch are in it, so that dropout goes on as it would have.
+
     Args:
         path: the file, replaced if it exists.
         net: its parameters and buffers, of all layers.
@@ -40,7 +42,7 @@ def save(
         OutputError: it cannot be written; what had this name before still has it.
         InputError: something is kept that cannot be written.
     """
-    from lpnet.checkpoint import file, states  # bring h5py, which the engine does not need
+    from lpnet.checkpoint import file, generators, states  # bring h5py, which the engine does not need
     from lpnet.launch import together
 
     comm = _ranks(net)
@@ -52,6 +54,7 @@ def save(
         content |= states.of_optimizer(optimizer, net)
     if schedule is not None:
         content |= states.of_schedule(schedule)
+    content |= generators.content()
     content.meta["user"] = {} if meta is None else meta
     file.write(path, comm, content)
 
@@ -62,7 +65,7 @@ def load(
     optimizer: torch.optim.Optimizer | None = None,
     schedule: LRScheduler | None = None,
 ) -> dict[str, Any]:
-    """Take up a checkpoint, on any number of ranks; collective.
+    """Take up a checkpoint, on any number of ranks; collective. Torch's generators go on from where they were.
 
     Args:
         path: the file, as `save` wrote it.
@@ -76,7 +79,7 @@ def load(
     Raises:
         InputError: the file is missing, damaged, or of another network, optimizer or schedule; nothing was changed.
     """
-    from lpnet.checkpoint import file, states
+    from lpnet.checkpoint import file, generators, states
     from lpnet.launch import together
 
     comm = _ranks(net)
@@ -89,6 +92,8 @@ def load(
             puts = [states.for_net(stored, net)]
             if optimizer is not None:
                 puts.append(states.for_optimizer(stored, optimizer, net))
+            if "generator/cpu" in stored.names():
+                puts.append(generators.restoring(stored))
             if schedule is not None:
                 puts.append(states.for_schedule(stored, schedule))
         for put in puts:  # only when all ranks have found what they need

@@ -3,7 +3,6 @@
 Weights, optimizer and schedule are as `lpnet.checkpoint.states` has them. Besides:
 
     good/trunk/K        the last weights whose loss was finite; good/optimizer/… what the optimizer had kept with them
-    generator/cpu       the generators of torch
     warm/…              what the next solves start from (`lpnet.training.warm`)
 """
 
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lpnet.checkpoint import states
+from lpnet.checkpoint import generators, states
 from lpnet.checkpoint.content import Content, Rows
 from lpnet.checkpoint.stored import Stored, believed
-from lpnet.gradient import random_state, set_random_state
 from lpnet.module import LayerParallel
 from lpnet.network import Network
 from lpnet.oneshot import Descent, OneShot
@@ -65,7 +63,7 @@ class State:
             found |= states.of_optimizer(course.optimizer, net, self.good, _GOOD)
         found.meta |= {"course": course.state(), "trunk": of_trunk(net.trunk), "method": of_method(self.descent)}
         found.meta["moved"] = self.good.moved
-        return found | _generators() | (warm.content(net.trunk) if warm_states else Content())
+        return found | generators.content() | (warm.content(net.trunk) if warm_states else Content())
 
     def restore(self, stored: Stored) -> None:
         """Go on from there, on any number of ranks; collective.
@@ -88,7 +86,7 @@ class State:
             course.restore(stored.meta["course"], net, self.data)
             into_trunk(stored.meta["trunk"], net.trunk)
             into_method(stored.meta["method"], self.descent, self.data)
-            _regenerate(stored)
+            generators.restoring(stored)()
             if "warm" in stored.meta:
                 warm.restore(stored, net.trunk)
 
@@ -164,21 +162,3 @@ def into_method(state: Mapping[str, Any], descent: Descent, data: Tensors) -> No
         descent.optimizer.compared = state["compared"]
         if isinstance(descent.optimizer.loss, Held):
             descent.optimizer.loss.due = state["due"]
-
-
-# ---- generators ----------------------------------------------------------------------------------------------------
-
-
-def _generators() -> Content:
-    host, devices = random_state()
-    found = {"generator/cpu": host} | {f"generator/cuda/{i}": state for i, state in enumerate(devices)}
-    return Content(whole=found)
-
-
-def _regenerate(stored: Stored) -> None:
-    """As far as there are GPUs like those before."""
-    _, own = random_state()
-    names = set(stored.names())
-    kept = [f"generator/cuda/{i}" for i in range(len(own))]
-    devices = [stored.whole(name) if name in names else now for name, now in zip(kept, own, strict=True)]
-    set_random_state((stored.whole("generator/cpu"), devices))
