@@ -94,6 +94,8 @@ def _is_finished(folder: Path) -> bool:
     """
     with suppress(OSError, ValueError, TypeError), (folder / SUMMARY).open(encoding="utf-8") as file:
         return "steps" in json.load(file)  # else there is none, or none of ours
+    if not (folder / METRICS).exists() and not (folder / FOLDER).exists():
+        raise InputError(f"--resume: {str(folder)!r} given (no run of lpnet.train), the folder of a run allowed")
     if (folder / METRICS).exists() and not has_checkpoints(folder):
         allowed = f"one with a checkpoint allowed (or begin anew with --run.dir {folder})"
         raise InputError(f"--resume: {str(folder)!r} given, a run that ended before its first checkpoint; {allowed}")

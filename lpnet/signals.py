@@ -1,6 +1,7 @@
-"""Signals that ask a run to stop: SIGTERM and SIGUSR1 set a flag, at which whoever can stop in good order looks.
+"""Signals that ask a run to stop: they set a flag, at which whoever can stop in good order looks.
 
-SLURM sends SIGUSR1 some time before the limit (``--signal=USR1@120``), SIGTERM when a job is cancelled or preempted.
+SLURM sends SIGUSR1 some time before the limit (``--signal=USR1@120``), SIGTERM when a job is cancelled or preempted. A
+terminal that is closed sends SIGHUP, which is left alone where it is ignored (``nohup``).
 """
 
 import signal
@@ -8,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 _came = 0
 _ends = False
@@ -37,11 +38,12 @@ def heeded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = [signal.signal(one, _note) for one in STOPPING]
+    alone = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {one: signal.signal(one, _note) for one in STOPPING if not (alone and one is signal.SIGHUP)}
     try:
         yield
     finally:
-        for one, handler in zip(STOPPING, before, strict=True):
+        for one, handler in before.items():
             again = signal.SIG_DFL if handler is None else handler  # None: not one of Python's
             signal.signal(one, signal.SIG_IGN if _ends else again)
         _came = 0

@@ -6,6 +6,7 @@ Interactive sessions keep Python's own reports. The exit codes are those of `lpn
 """
 
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +69,7 @@ def _ranks() -> Comm:
 
 def _place(trace: TracebackType | None) -> str:
     """The line of the user's code that led to the error."""
-    package = Path(__file__).parent
-    frames = [frame for frame in traceback.extract_tb(trace) if package not in Path(frame.filename).parents]
+    others = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
+    frames = [frame for frame in traceback.extract_tb(trace) if others.isdisjoint(Path(frame.filename).parents)]
     own = [frame for frame in frames if not ("site-packages" in frame.filename or frame.filename[0] == "<")]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

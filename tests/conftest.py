@@ -8,10 +8,11 @@ is printed and ends the job. Examples of property-based tests are derandomised: 
 import functools
 import io
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -117,3 +118,11 @@ class Watch:
             capture.suspend_global_capture()
         os.write(2, f"\n[rank {world.rank} of {world.size}] {what}\n{text}\n".encode(errors="replace"))
         world.abort(1)
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """SIGHUP is not ignored, as it may be where the tests run behind `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -22,6 +22,8 @@ from lpnet.log import RunLog
 from lpnet.slab import Comm
 from lpnet.trace.record import Recording
 
+pytestmark = pytest.mark.usefixtures("terminal")
+
 ENDLESS = ("-m", "lpnet.train", *SMALL, "--training.steps=1000000", "--training.validate_every=null")
 
 
@@ -44,6 +46,15 @@ def test_signals_set_a_flag_and_no_more(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
+def test_a_run_behind_nohup_does_not_hear_of_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals.heeded():
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.wanted() == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_other_threads_leave_signals_alone() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
@@ -64,7 +75,7 @@ def test_behind_them_a_process_that_ends_ignores_signals(monkeypatch: pytest.Mon
     try:
         with signals.heeded():
             pass
-        assert [signal.getsignal(number) for number in signals.STOPPING] == [signal.SIG_IGN] * 2
+        assert [signal.getsignal(number) for number in signals.STOPPING] == [signal.SIG_IGN] * 3
     finally:
         for number, handler in zip(signals.STOPPING, before, strict=True):
             signal.signal(number, handler)

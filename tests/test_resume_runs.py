@@ -23,7 +23,7 @@ from lpnet.slab import Comm
 from lpnet.training import keeper
 from lpnet.training.keeper import Keeper
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures", "terminal")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def killed(undisturbed: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_stops_a_run_behind_a_checkpoint(
     number: int, undisturbed: Path, tmp_path: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +158,7 @@ def test_what_would_change_the_numbers_cannot_be_given(
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("none", "no such folder"), ("a\0b", "no such folder"), ("", "''"), ("empty", "checkpoints")]
+    ("folder", "said"), [("none", "no such folder"), ("a\0b", "no such folder"), ("", "''"), ("empty", "no run of lpnet.train")]
 )
 def test_folders_that_cannot_be_resumed(
     folder: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,13 @@ def test_bad_input_is_one_line_with_its_place(tmp_path: Path, ranks: int, said: 
     assert f"({tmp_path / 'script.py'}, line " in line
 
 
+def test_the_place_is_none_of_the_standard_library(tmp_path: Path) -> None:
+    """What is raised in a context manager comes through `contextlib`."""
+    found = done(tmp_path, 0, f"lpnet.checkpoint.load({str(tmp_path / 'none.h5')!r}, nn.Linear(2, 2))")
+    assert found.returncode == 2
+    assert f"({tmp_path / 'script.py'}, line " in found.stderr
+
+
 def test_bad_input_of_one_rank_ends_all(tmp_path: Path) -> None:
     found = done(tmp_path, 3, "if slab.world().rank == 1:\n    lpnet.MGRIT(coarsening=1)\nslab.world().barrier()")
     assert found.returncode != 0
