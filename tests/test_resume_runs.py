@@ -158,7 +158,7 @@ def test_what_would_change_the_numbers_cannot_be_given(
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("none", "no such folder"), ("a\0b", "no such folder"), ("", "''"), ("empty", "no run of lpnet.train")]
+    ("folder", "said"), [("none", "no such folder"), ("a\0b", "no such folder"), ("", "''"), ("empty", "no run of")]
 )
 def test_folders_that_cannot_be_resumed(
     folder: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
