@@ -28,18 +28,27 @@ def make(path: Path, key: str) -> None:
 
 
 def check_file(path: Path, key: str) -> None:
-    """See that the file that this option names can be written, before the work is done.
+    """See that the file that this option names can be written, before the work is done; nothing there is changed.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot, or there is something that is no regular file, such as a device or a pipe.
     """
     try:
-        with path.open("ab"):
-            pass
-        if path.stat().st_size == 0:
-            path.unlink()
-    except (OSError, ValueError) as error:
+        _try(Path(os.path.realpath(path)))
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise unwritable(path, key, error, "file") from None
+
+
+def _try(path: Path) -> None:
+    """Make this file, and the one that would become it (see `replaced`), and remove what was not there."""
+    for one in (path, path.with_name(path.name + PART)):
+        try:
+            one.open("xb").close()
+            one.unlink()
+        except FileExistsError:
+            if one.exists() and not (one.is_file() or one.is_dir()):
+                raise ValueError("no regular file") from None
+            one.open("ab").close()
 
 
 def unwritable(path: Path, key: str, error: OSError | ValueError, what: str) -> InputError:
@@ -62,9 +71,12 @@ def settle(part: Path, path: Path) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """Inside, a file is written under this other name; then it takes the place of `path`, or is gone if that failed.
 
+    A symbolic link stays what it is: the file that it names is replaced.
+
     Raises:
         OSError: the disk refuses.
     """
+    path = Path(os.path.realpath(path))
     with gone_on_failure(path.with_name(path.name + PART)) as part:
         yield part
         settle(part, path)

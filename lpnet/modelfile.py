@@ -6,6 +6,8 @@
 /classifier/NAME   weights of the classifier
 /examples/shift    what is subtracted from raw features, (features,) or (1,)
 /examples/scale    what they are then divided by
+
+All data sets have check sums (Fletcher's, of HDF5), and so has all else in the file: damage is found by reading it.
 """
 
 import json
@@ -17,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lpnet import devices, folders
@@ -61,12 +64,13 @@ def save(path: str | Path, net: Network) -> None:
 
 
 def _write(file: h5py.File, net: Network, layers: dict[str, Tensor]) -> None:
+    # Texts are of fixed length: those of any length are in a heap of HDF5, which has no check sum.
     file.attrs.update(
         {
-            "format": FORMAT,
+            "format": np.bytes_(FORMAT),
             "schema": SCHEMA,
-            "lpnet": __version__,
-            "config": json.dumps(as_dict(net.config), allow_nan=False),
+            "lpnet": np.bytes_(__version__),
+            "config": np.bytes_(json.dumps(as_dict(net.config), allow_nan=False)),
             "features": net.examples.features,
             "classes": net.examples.classes,
             "layers": net.trunk.layers,
@@ -76,12 +80,18 @@ def _write(file: h5py.File, net: Network, layers: dict[str, Tensor]) -> None:
     own = {"opening": net.opening.state_dict(), "trunk": layers, "classifier": net.classifier.state_dict()}
     for part, weights in own.items():
         for name, value in weights.items():
-            file[f"{part}/{name}"] = value.cpu().numpy()
+            _put(file, f"{part}/{name}", value.cpu().numpy())
             if part == "trunk":
                 file[f"{part}/{name}"].dims[0].label = axis
     many = net.trunk.layers if net.trunk.controls is None else net.trunk.controls.points
     file["trunk"].attrs["axes"] = f"the first axis of each data set is the {axis}, 0 to {many - 1}"
-    file["examples/shift"], file["examples/scale"] = net.examples.shift, net.examples.scale
+    _put(file, "examples/shift", net.examples.shift)
+    _put(file, "examples/scale", net.examples.scale)
+
+
+def _put(file: h5py.File, name: str, value: NDArray[Any]) -> None:
+    """A data set with check sums, which HDF5 has for its chunks."""
+    file.create_dataset(name, data=value, fletcher32=True)
 
 
 def load(path: str | Path, comm: Any = None, device: str = "cpu") -> Network:
@@ -121,6 +131,8 @@ def read(path: str | Path, device: str = "cpu") -> Stored:
     """
     path = Path(os.path.expanduser(path))
     try:
+        if path.exists() and not path.is_file():
+            raise InputError("no regular file")  # nobody may ever write into a pipe
         with h5py.File(path, "r") as file:
             stored = _read(file, device)
             _check(stored)
@@ -129,7 +141,7 @@ def read(path: str | Path, device: str = "cpu") -> Stored:
         raise _unusable(path, "it does not exist") from None
     except InputError as error:
         raise _unusable(path, str(error)) from None
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError) as error:
         # What h5py, json and numpy raise on damaged or foreign files.
         raise _unusable(path, " ".join(str(error).split())) from error
 
@@ -139,18 +151,18 @@ def _unusable(path: Path, why: str) -> InputError:
 
 
 def _read(file: h5py.File, device: str) -> Stored:
-    if file.attrs.get("format") != FORMAT:
+    if file.attrs.get("format") not in (FORMAT, FORMAT.encode()):  # str in early files
         raise InputError("not a model of lpnet")
     if int(file.attrs["schema"]) > SCHEMA:
-        raise InputError(f"written by a newer lpnet, {file.attrs['lpnet']}")
+        raise InputError(f"written by a newer lpnet than {__version__}")
     values = json.loads(file.attrs["config"])
     values["run"]["device"] = "cpu" if device == "cpu" else device.partition(":")[0]  # not that of the training run
     shift, scale = (np.asarray(file[f"examples/{key}"][()], dtype=np.float64) for key in ("shift", "scale"))
     examples = Examples(int(file.attrs["features"]), int(file.attrs["classes"]), shift, scale)
     weights = {}
     for part in _PARTS:
-        for name, value in file.get(part, {}).items():
-            weights[f"{part}.{name}"] = torch.from_numpy(np.asarray(value[()]))
+        for name in file.get(part, {}):
+            weights[f"{part}.{name}"] = torch.from_numpy(np.asarray(file[part][name][()]))
     return Stored(from_mapping(values), examples, weights)
 
 

@@ -26,6 +26,9 @@ from lpnet.sharded import synchronize
 from lpnet.slab import Comm
 from lpnet.stack import generator
 
+DRAWN = 24.0
+"""Bytes of a weight of the classifier while it is drawn: in float64, twice it, and that less one (see `_linear`)."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -155,7 +158,7 @@ def _own(trunk: Trunk, keys: tuple[str, ...]) -> dict[str, Any]:
 def require_room(
     config: Config, examples: Examples, comm: Comm, device: torch.device | str = "cpu", copies: float = 1.0
 ) -> None:
-    """Require that this rank's weights fit into memory, so many times.
+    """Require that this rank's weights fit into memory, so many times, and the draws of opening and classifier.
 
     Raises:
         InputError: they do not.
@@ -169,6 +172,8 @@ def require_room(
     what = f"weights of {counted(rows, 'layer')}" + (f", {copies:g} times," if copies > 1 else "")
     given, size = f"{trunk.layers} and {trunk.width}", torch.finfo(DTYPES[config.run.dtype]).bits // 8
     room.require("trunk.layers, trunk.width", given, numbers * size, what, device)
+    given, drawn = f"{trunk.width} and {examples.classes}", DRAWN * trunk.width * examples.classes
+    room.require("trunk.width, data.classes", given, drawn, "a classifier")
 
 
 def check_opening(trunk: Trunk, features: int) -> None:

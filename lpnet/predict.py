@@ -3,23 +3,26 @@
     python -m lpnet.predict RUNDIR data.npz [--out predictions.npz]
 
 Reads RUNDIR/model.h5, and raw features (n, features) from a .npz, .h5, .hdf5 or .csv file. Writes ``class`` (n,) and
-``probabilities`` (n, classes) to --out. Where the file has labels too, it prints the accuracy. Works on any number of
-ranks. Exit codes: see `lpnet.launch`.
+``probabilities`` (n, classes) to --out, all at once or not at all. Where the file has labels too, it prints the
+accuracy; labels that --labels names must be there. Works on any number of ranks. Exit codes: see `lpnet.launch`.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lpnet import folders, launch, modelfile, sameness
 from lpnet.arguments import Parser
 from lpnet.data import read_examples
-from lpnet.errors import InputError
-from lpnet.launch import Answer, together
+from lpnet.errors import InputError, shown
+from lpnet.launch import Answer, together, written
 from lpnet.rundir import MODEL
 from lpnet.slab import Comm
 from lpnet.training.evaluation import predict
@@ -38,25 +41,46 @@ def job(comm: Comm, arguments: Sequence[str]) -> None:
     with together(comm):
         options = parse(arguments)
         stored = modelfile.read(Path(options.rundir) / MODEL)
+        keys = stored.config.data
         raw, labels = read_examples(
             options.data,
-            features=options.features or stored.config.data.features,
-            labels=options.labels or stored.config.data.labels,
+            features=keys.features if options.features is None else options.features,
+            labels=keys.labels if options.labels is None else options.labels,
             width=stored.examples.features,
             classes=stored.examples.classes,
+            labelled=options.labels is not None,
         )
         if comm.rank == 0:
-            folders.check_file(Path(options.out), "--out")
+            _check_out(options)
     net = modelfile.restore(stored, comm)
-    logits = predict(net, net.normalized(raw))
-    if comm.rank:
-        return
+    logits, out = predict(net, net.normalized(raw)), Path(options.out)
+    with written(comm, out):
+        classes = _write(out, logits) if comm.rank == 0 else None
+    if classes is not None:
+        accuracy = "" if labels is None else f", accuracy {np.mean(classes == labels):.2%} (exact evaluation)"
+        print(f"{len(classes)} examples{accuracy}, in {options.out}")
+
+
+def _write(path: Path, logits: Tensor) -> Any:
+    """Write the predictions, all at once or not at all; the classes (n,)."""
     probabilities = torch.softmax(logits.double(), dim=1).numpy()
-    classes = probabilities.argmax(axis=1)
-    with Path(options.out).open("wb") as file:
-        np.savez(file, **{"class": classes, "probabilities": probabilities})
-    accuracy = "" if labels is None else f", accuracy {np.mean(classes == labels):.2%} (exact evaluation)"
-    print(f"{len(classes)} examples{accuracy}, in {options.out}")
+    found: dict[str, Any] = {"class": probabilities.argmax(axis=1), "probabilities": probabilities}
+    with folders.replaced(path) as part, part.open("wb") as file:
+        np.savez(file, **found)
+    return found["class"]
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """See that the predictions can be written, and are no other file of this command.
+
+    Raises:
+        InputError: they cannot, or are.
+    """
+    out, model = Path(options.out), Path(options.rundir) / MODEL
+    for one, what in ((model, "the model"), (Path(options.data), "the examples")):
+        if os.path.exists(out) and out.samefile(one.expanduser()):
+            raise InputError(f"--out: {shown(options.out)} given, which is {what}, another file allowed")
+    folders.check_file(out, "--out")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

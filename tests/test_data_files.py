@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from refusal import refused
 
+from lpnet import data, room
 from lpnet.data import DataOptions, DataSet, load, read_examples
 from lpnet.errors import InputError
 
@@ -238,3 +239,34 @@ def test_a_corrupt_npz_is_refused_or_unharmed(tmp_path: Path, place: float, byte
         assert np.array_equal(y, Y)
     assert message.startswith("data.")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_fit_is_refused_before_it_is_read(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / f"large{form}", np.zeros((100, 50)), np.arange(100) % 2)
+    needed = {".csv": path.stat().st_size}.get(form, 100 * 51 * 8)
+    monkeypatch.setattr(room, "most", lambda *_: needed - 1.0)
+    refused("path", "memory", lambda: read_examples(path))
+    monkeypatch.setattr(room, "most", lambda *_: 100 * 50 * 16 + 1000.0)
+    read_examples(path)
+
+
+def test_a_lack_of_memory_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    path = write(tmp_path / "own.npz", X, Y)
+    monkeypatch.setattr(data.files, "_checked_features", fail)
+    refused("path", "no room", lambda: read_examples(path))
+    monkeypatch.setitem(data.REGISTRY, "peaks", fail)
+    refused("name", "no room", lambda: data.load(data.DataOptions()))
+
+
+def test_labels_can_be_required_where_a_network_predicts(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=X)
+    np.savetxt(tmp_path / "x.csv", X, delimiter=",")
+    for name in ("x.npz", "x.csv"):
+        assert read_examples(tmp_path / name, labels="z", width=X.shape[1])[1] is None
+        refused("labels", "'z'", lambda name=name: read_examples(tmp_path / name, "x", "z", X.shape[1], labelled=True))

@@ -1,5 +1,6 @@
 """Laws of ``model.h5`` and of the predictions made with it: nothing is lost, nothing foreign is accepted."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -93,6 +94,39 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OutputError, match="disk full"):
         modelfile.save(path, network(seed=3))
     assert modelfile.read(path).config.run.seed == 2
+
+
+def test_a_wrong_bit_is_found_or_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    modelfile.save(path, network())
+    whole, content = modelfile.read(path), path.read_bytes()
+    found = 0
+    for i, at in enumerate(range(0, len(content), 61)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << i % 8)]) + content[at + 1 :])
+        try:
+            damaged = modelfile.read(path)
+        except InputError:
+            found += 1
+        else:
+            assert damaged.config == whole.config
+            assert np.array_equal(damaged.examples.shift, whole.examples.shift)
+            assert np.array_equal(damaged.examples.scale, whole.examples.scale)
+            assert all(torch.equal(damaged.weights[name], value) for name, value in whole.weights.items())
+    assert found > 50
+
+
+def test_files_without_check_sums_can_be_read(tmp_path: Path) -> None:
+    path, old = tmp_path / "model.h5", tmp_path / "old.h5"
+    modelfile.save(path, network())
+    with h5py.File(path) as file, h5py.File(old, "w") as plain:
+        plain.attrs.update({key: v.decode() if isinstance(v, bytes) else v for key, v in file.attrs.items()})
+        for part in ("opening", "trunk", "classifier", "examples"):
+            for name, value in file[part].items():
+                assert value.fletcher32
+                plain[f"{part}/{name}"] = value[()]
+    found, expected = modelfile.read(old), modelfile.read(path)
+    assert found.config == expected.config
+    assert all(torch.equal(found.weights[name], value) for name, value in expected.weights.items())
 
 
 def edited(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
@@ -208,6 +242,23 @@ def test_labels_are_not_needed_and_keys_can_be_given(rundir: Path, capsys: pytes
     given = [str(rundir / "run"), str(rundir / "plain.npz"), "--features", "z", "--out", str(rundir / "o.npz")]
     assert predict.main(given) == 0
     assert "accuracy" not in capsys.readouterr().out
+
+
+def test_on_a_full_disk_nothing_is_half_written(
+    rundir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "full")
+
+    out = tmp_path / "out.npz"
+    out.write_bytes(b"before")
+    monkeypatch.setattr(np, "savez", fail)
+    assert predict.main([str(rundir / "run"), str(rundir / "own.npz"), "--out", str(out)]) == 4
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"lpnet.predict: error: {str(out)!r} cannot be written (No space left on device)\n"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out.npz": b"before"}
 
 
 @pytest.mark.parametrize(

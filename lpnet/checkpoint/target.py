@@ -85,7 +85,7 @@ def written_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     disk = Disk(path)
     try:
-        with h5py.File(disk, "w") as file:
+        with h5py.File(disk, "w", **_LIBRARY) as file:
             yield file
     finally:
         disk.finish()

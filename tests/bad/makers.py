@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import io
 import json
+import os
 import shutil
 import struct
 import tempfile
@@ -76,6 +77,16 @@ def good(path: Path, _: Any) -> None:
 def raw(path: Path, content: str) -> None:
     """Bytes, as hexadecimal digits."""
     path.write_bytes(bytes.fromhex(content))
+
+
+def link(path: Path, target: str) -> None:
+    """A symbolic link."""
+    path.symlink_to(target)
+
+
+def pipe(path: Path, _: Any) -> None:
+    """A pipe, which nobody writes into."""
+    os.mkfifo(path)
 
 
 def zeros(path: Path, size: int) -> None:
