@@ -92,8 +92,9 @@ def _is_finished(folder: Path) -> bool:
     Raises:
         InputError: there is not even a checkpoint.
     """
-    with suppress(OSError, ValueError, TypeError), (folder / SUMMARY).open(encoding="utf-8") as file:
-        return "steps" in json.load(file)  # else there is none, or none of ours
+    if (folder / SUMMARY).is_file():
+        with suppress(OSError, ValueError, TypeError), (folder / SUMMARY).open(encoding="utf-8") as file:
+            return "steps" in json.load(file)  # else it is none of ours
     if not (folder / METRICS).exists() and not (folder / FOLDER).exists():
         raise InputError(f"--resume: {str(folder)!r} given (no run of lpnet.train), the folder of a run allowed")
     if (folder / METRICS).exists() and not has_checkpoints(folder):
