@@ -205,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     beside = max((statistics.median(cost.beside for cost in each) for each in filled), default=0.0)
     whole = max((statistics.median(cost.seconds for cost in each) for each in filled), default=0.0)
     print(f"memory grows by {most:.2%} at most ({GROWTH:.0%} allowed)")
-    print(f"checkpoints take {beside:.2%} ({OVERHEAD:.0%} allowed); whole runs, with all their noise: {whole:+.2%}")
+    if filled:
+        print(f"checkpoints take {beside:.2%} ({OVERHEAD:.0%} allowed); whole runs, with all their noise: {whole:+.2%}")
     if args.json is not None:
         found = {
             **origin(),

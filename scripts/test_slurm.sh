@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the batch files of slurm/ under a real SLURM of one node, which it starts for that and stops again: 7 minutes, or 13 on
-# two cores that much else used. Needs root on a Debian machine; installs slurm-wlm and munge where they are missing.
+# Runs the batch files of slurm/ under a real SLURM of one node, which it starts for that and stops again: 7 minutes, or
+# 13 on two cores that much else uses. Needs root on a Debian machine; installs slurm-wlm and munge where they are missing.
 #
 #   scripts/test_slurm.sh
 #
