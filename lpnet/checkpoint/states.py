@@ -19,7 +19,7 @@ from lpnet.checkpoint.stored import Stored, believed
 from lpnet.checkpoint.values import decoded, encoded
 from lpnet.errors import InputError
 from lpnet.module import LayerParallel
-from lpnet.sharded import NOT_ELEMENTWISE, slab_of
+from lpnet.sharded import NOT_ELEMENTWISE, require_own, slab_of
 
 # How the optimizers of torch do their work, which is the business of the run that goes on.
 _MEANS = ("foreach", "fused", "capturable", "differentiable")
@@ -58,11 +58,6 @@ def of_net(net: nn.Module) -> Content:
         _add(content, _path("net", key), value, owners.get(key))
     content.meta["net"] = {"rows": _rows(net)}
     return content
-
-
-def into_net(stored: Stored, net: nn.Module) -> None:
-    """Put the parameters and buffers of a checkpoint into a network of the same form; see `for_net`."""
-    for_net(stored, net)()
 
 
 def for_net(stored: Stored, net: nn.Module) -> Callable[[], object]:
@@ -176,11 +171,6 @@ def of_optimizer(
     return content
 
 
-def into_optimizer(stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Module) -> None:
-    """Put options and state into an optimizer; see `for_optimizer`."""
-    for_optimizer(stored, optimizer, net)()
-
-
 def for_optimizer(
     stored: Stored, optimizer: torch.optim.Optimizer, net: nn.Module, kept: Kept | None = None, path: str = "optimizer"
 ) -> Callable[[], object]:
@@ -268,12 +258,9 @@ def _require_whole(stored: Stored, optimizer: torch.optim.Optimizer, state: dict
 
 def _names(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[Tensor, str]:
     """The optimizer's parameters, in its order, with their names in the network."""
+    require_own(optimizer, net)
     known: dict[Tensor, str] = {p: name for name, p in net.named_parameters()}
-    mine = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(p not in known for p in mine):
-        kind = type(optimizer).__name__
-        raise InputError(f"optimizer: a {kind} of other parameters given, those of the network allowed")
-    return {p: known[p] for p in mine}
+    return {p: known[p] for group in optimizer.param_groups for p in group["params"]}
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -287,11 +274,6 @@ def of_schedule(schedule: LRScheduler) -> Content:
     """
     kind = type(schedule).__name__
     return Content({"schedule": {"kind": kind, "state": encoded(schedule.state_dict(), f"schedule: a {kind}")}})
-
-
-def into_schedule(stored: Stored, schedule: LRScheduler) -> None:
-    """Put the state into a schedule; see `for_schedule`."""
-    for_schedule(stored, schedule)()
 
 
 def for_schedule(stored: Stored, schedule: LRScheduler) -> Callable[[], object]:

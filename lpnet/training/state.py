@@ -73,9 +73,13 @@ class State:
         """
         net, course = self.net, self.course
         with believed(stored, f"it is of another training, or lpnet {stored.writer} wrote another form"):
-            states.into_net(stored, net)
-            states.into_optimizer(stored, course.optimizer, net)
-            states.into_schedule(stored, course.schedule)
+            puts = [
+                states.for_net(stored, net),
+                states.for_optimizer(stored, course.optimizer, net),
+                states.for_schedule(stored, course.schedule),
+            ]
+            for put in puts:
+                put()
             for path, p, value in self._good():
                 value.copy_(states.taken(stored, path, value, p))
             self.good.moved = bool(stored.meta["moved"])
